@@ -89,8 +89,79 @@ export async function request(
   }
 }
 
+const USAGE = "client.ts [--hostname 127.0.0.1] [--port 1234] [message]";
+
+const HELP = `Usage: deno run --allow-net ${USAGE}
+
+  --hostname  name or address to connect to (default 127.0.0.1)
+  --port      1 to 65535 (default 1234)
+  --help      print this and exit
+  message     1 to 64 bytes of text (default hello); after --, any text`;
+
+/**
+ * Checks the flags, without side effects.
+ *
+ * @param flags The record that `parseArgs` of `@std/cli` returns.
+ * @returns What to send and to whom, or what is wrong with the flags.
+ */
+export function checkFlags(flags: Record<string, unknown>): Options | string {
+  const {
+    _: operands,
+    help: _help,
+    hostname = "127.0.0.1",
+    port = "1234",
+    ...others
+  } = flags;
+  if (typeof hostname !== "string" || hostname === "") {
+    return "--hostname needs a value";
+  }
+  if (
+    typeof port !== "string" || !/^\d+$/.test(port) ||
+    Number(port) < 1 || Number(port) > 65535
+  ) {
+    return `--port takes 1 to 65535, not "${port}"`;
+  }
+  const [unknown] = Object.keys(others);
+  if (unknown !== undefined) {
+    return `unknown flag ${unknown.length > 1 ? "--" : "-"}${unknown}`;
+  }
+  const [message = "hello", extra] = operands as string[];
+  if (extra !== undefined) return `unexpected operand "${extra}"`;
+  // The server would wait for an empty one, and its one read takes 64 bytes.
+  const { length } = new TextEncoder().encode(message);
+  if (length < 1 || length > BUFFER_SIZE) {
+    return `the message is ${length} bytes, not 1 to ${BUFFER_SIZE}`;
+  }
+  return { hostname, port: Number(port), message };
+}
+
+/** Imports `@std/cli` only where there are flags: else no package is needed. */
+async function parseFlags(args: string[]): Promise<Record<string, unknown>> {
+  if (!args.some((arg) => arg.startsWith("-"))) return { _: args };
+  // With a literal, import() would fetch the package before the first line.
+  const name = import.meta.resolve("@std/cli/parse-args");
+  const { parseArgs } = await import(name);
+  return parseArgs(args, {
+    string: ["hostname", "port", "_"],
+    boolean: ["help"],
+  });
+}
+
 if (import.meta.main) {
-  const options = { hostname: "127.0.0.1", port: 1234, message: "hello" };
+  const flags = await parseFlags(Deno.args).catch((error) => {
+    console.error(printable(`client: flags need @std/cli: ${error.message}`));
+    Deno.exit(1);
+  });
+  if (flags.help) {
+    console.log(HELP);
+    Deno.exit();
+  }
+  const options = checkFlags(flags);
+  if (typeof options === "string") {
+    console.error(printable(`client: ${options}; usage: ${USAGE}`));
+    Deno.exit(2);
+  }
+
   try {
     await request(options);
   } catch (error) {

@@ -297,3 +297,59 @@ Deno.test("what a peer sends is one line and steers no terminal", async () => {
     `stdout: server says: ${shown}`,
   ]);
 });
+
+Deno.test("flags that are good", () => {
+  const help = false;
+  assertEquals(server.checkFlags({ _: [], help }), {
+    hostname: "0.0.0.0",
+    port: 1234,
+  });
+  assertEquals(server.checkFlags({ _: [], help, hostname: "::", port: "0" }), {
+    hostname: "::",
+    port: 0,
+  });
+  assertEquals(client.checkFlags({ _: [], help }), {
+    hostname: "127.0.0.1",
+    port: 1234,
+    message: "hello",
+  });
+  const message = "é".repeat(32); // 64 bytes.
+  assertEquals(client.checkFlags({ _: [message], help, port: "65535" }), {
+    hostname: "127.0.0.1",
+    port: 65535,
+    message,
+  });
+});
+
+Deno.test("flags that are not", () => {
+  const programs = [
+    { checkFlags: server.checkFlags, range: "0 to 65535" },
+    { checkFlags: client.checkFlags, range: "1 to 65535" },
+  ];
+  for (const { checkFlags, range } of programs) {
+    for (const port of ["65536", "12.5", "0x10", "-1", "1e3", "+1", " ", ""]) {
+      assertEquals(
+        checkFlags({ _: [], port }),
+        `--port takes ${range}, not "${port}"`,
+      );
+    }
+    const empty = { _: [], hostname: "" };
+    assertEquals(checkFlags(empty), "--hostname needs a value");
+    const negated = { _: [], "no-port": true };
+    assertEquals(checkFlags(negated), "unknown flag --no-port");
+    assertEquals(checkFlags({ _: [], p: "80" }), "unknown flag -p");
+    const operands = { _: ["hello", "you"] };
+    const extra = checkFlags === server.checkFlags ? "hello" : "you";
+    assertEquals(checkFlags(operands), `unexpected operand "${extra}"`);
+  }
+  assertEquals(
+    client.checkFlags({ _: [], port: "0" }),
+    '--port takes 1 to 65535, not "0"',
+  );
+  for (const [message, length] of [["", 0], ["é".repeat(32) + "!", 65]]) {
+    assertEquals(
+      client.checkFlags({ _: [message] }),
+      `the message is ${length} bytes, not 1 to 64`,
+    );
+  }
+});

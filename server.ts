@@ -124,14 +124,78 @@ export async function serve(
   clearInterval(timer);
 }
 
+const USAGE = "server.ts [--hostname 0.0.0.0] [--port 1234]";
+
+const HELP = `Usage: deno run --allow-net ${USAGE}
+
+  --hostname  name or address to listen on (default 0.0.0.0: all of IPv4)
+  --port      0 to 65535; 0 lets the system choose (default 1234)
+  --help      print this and exit`;
+
+/**
+ * Checks the flags, without side effects.
+ *
+ * @param flags The record that `parseArgs` of `@std/cli` returns.
+ * @returns The address to listen on, or what is wrong with the flags.
+ */
+export function checkFlags(flags: Record<string, unknown>): Address | string {
+  const {
+    _: operands,
+    help: _help,
+    hostname = "0.0.0.0",
+    port = "1234",
+    ...others
+  } = flags;
+  if (typeof hostname !== "string" || hostname === "") {
+    return "--hostname needs a value";
+  }
+  if (
+    typeof port !== "string" || !/^\d+$/.test(port) || Number(port) > 65535
+  ) {
+    return `--port takes 0 to 65535, not "${port}"`;
+  }
+  const [unknown] = Object.keys(others);
+  if (unknown !== undefined) {
+    return `unknown flag ${unknown.length > 1 ? "--" : "-"}${unknown}`;
+  }
+  const [extra] = operands as string[];
+  if (extra !== undefined) return `unexpected operand "${extra}"`;
+  return { hostname, port: Number(port) };
+}
+
+/** Imports `@std/cli` only where there are flags: else no package is needed. */
+async function parseFlags(args: string[]): Promise<Record<string, unknown>> {
+  if (!args.some((arg) => arg.startsWith("-"))) return { _: args };
+  // With a literal, import() would fetch the package before the first line.
+  const name = import.meta.resolve("@std/cli/parse-args");
+  const { parseArgs } = await import(name);
+  return parseArgs(args, {
+    string: ["hostname", "port", "_"],
+    boolean: ["help"],
+  });
+}
+
 if (import.meta.main) {
-  const address = { hostname: "0.0.0.0", port: 1234 };
+  const flags = await parseFlags(Deno.args).catch((error) => {
+    console.error(printable(`server: flags need @std/cli: ${error.message}`));
+    Deno.exit(1);
+  });
+  if (flags.help) {
+    console.log(HELP);
+    Deno.exit();
+  }
+  const options = checkFlags(flags);
+  if (typeof options === "string") {
+    console.error(printable(`server: ${options}; usage: ${USAGE}`));
+    Deno.exit(2);
+  }
+
   let listener: Deno.TcpListener;
   try {
     // socket(), SO_REUSEADDR, bind() and listen() in one call.
-    listener = Deno.listen(address);
+    listener = Deno.listen(options);
   } catch (error) {
-    report(address, error);
+    report(options, error);
     Deno.exit(1);
   }
   const { hostname, port } = listener.addr;
