@@ -271,13 +271,33 @@ Deno.test("an error halfway is one line, and nobody else's", async () => {
   ]);
 });
 
-Deno.test("a failing accept does not end the accept loop", async () => {
-  const full = new Error("Too many open files (os error 24)");
-  const listener = memoryListener([full, memoryConn(encode("hello"))]);
+Deno.test("peers that reset before they are accepted", async () => {
+  const listener = memoryListener([
+    ...Array(50).fill(new Deno.errors.NotConnected()),
+    ...Array(50).fill(new Deno.errors.ConnectionAborted()),
+    memoryConn(encode("hello")),
+  ]);
+  const start = performance.now();
   assertEquals(await printed(() => server.serve(listener, 1000)), [
-    `stderr: server: 0.0.0.0 port 1234: ${full.message}`,
     "stdout: client says: hello",
   ]);
+  assertEquals(performance.now() - start < 1000, true); // None is waited out.
+});
+
+Deno.test("any other failing accept is waited out and said once", async () => {
+  const full = new Error("Too many open files (os error 24)");
+  const line = `stderr: server: 0.0.0.0 port 1234: ${full.message}`;
+  const once = memoryListener([full, full, memoryConn(encode("hello"))]);
+  const start = performance.now();
+  assertEquals(await printed(() => server.serve(once, 1000)), [
+    line,
+    "stdout: client says: hello",
+  ]);
+  assertEquals(performance.now() - start > 190, true); // Twice 100 ms.
+
+  // The second one fails after all connections of the first's time are gone.
+  const twice = memoryListener([full, full]);
+  assertEquals(await printed(() => server.serve(twice, 50)), [line, line]);
 });
 
 Deno.test("what a peer sends is one line and steers no terminal", async () => {

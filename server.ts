@@ -109,13 +109,21 @@ export async function serve(
     }
   }, timeout / 50);
 
+  let lastFailure = -Infinity;
   while (true) {
     try {
       // Not awaited, so that no client waits for another.
       handle(await listener.accept());
     } catch (error) {
       if (error instanceof Deno.errors.BadResource) break; // It is closed.
-      report(listener.addr, error);
+      // The peer reset before it was accepted; the next one may be waiting.
+      if (error instanceof Deno.errors.NotConnected) continue;
+      if (error instanceof Deno.errors.ConnectionAborted) continue;
+      // Most likely too many open files. Said once while it lasts: after the
+      // timeout all that was open is closed, and a failure is a new one.
+      const now = performance.now();
+      if (now - lastFailure > timeout) report(listener.addr, error);
+      lastFailure = now;
       await delay(ACCEPT_RETRY);
     }
   }
