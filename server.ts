@@ -206,6 +206,16 @@ if (import.meta.main) {
     report(options, error);
     Deno.exit(1);
   }
+  const signals: Deno.Signal[] = Deno.build.os === "windows"
+    ? ["SIGINT"]
+    : ["SIGINT", "SIGTERM"];
+  const stop = () => {
+    // With its listeners gone, a second signal ends the program at once.
+    for (const signal of signals) Deno.removeSignalListener(signal, stop);
+    listener.close();
+  };
+  for (const signal of signals) Deno.addSignalListener(signal, stop);
+
   const { hostname, port } = listener.addr;
   console.error(`listening on ${hostname} port ${port}`);
   await serve(listener);
