@@ -32,14 +32,27 @@ function netTest(name: string, fn: () => Promise<void>) {
 async function printed(run: () => Promise<unknown>): Promise<string[]> {
   const lines: string[] = [];
   const { log, error } = console;
+  const { writeSync } = Deno.stdout;
+  const decoder = new TextDecoder();
+  let text = "";
   console.log = (line) => lines.push(`stdout: ${line}`);
   console.error = (line) => lines.push(`stderr: ${line}`);
+  Deno.stdout.writeSync = (bytes) => {
+    const part = bytes.subarray(0, 9); // As any write, it may take only a part.
+    text += decoder.decode(part, { stream: true });
+    if (text.endsWith("\n")) {
+      lines.push(`stdout: ${text.slice(0, -1)}`);
+      text = "";
+    }
+    return part.length;
+  };
   try {
     await run();
   } catch (error) {
     lines.push(`thrown: ${(error as Error).message}`);
   } finally {
     Object.assign(console, { log, error });
+    Object.assign(Deno.stdout, { writeSync });
   }
   return lines;
 }

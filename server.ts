@@ -19,8 +19,9 @@ const TIMEOUT = 10_000;
 /** In milliseconds: the wait between attempts to accept when one has failed. */
 const ACCEPT_RETRY = 100;
 
+const ENCODER = new TextEncoder();
 const DECODER = new TextDecoder("utf-8", { ignoreBOM: true });
-const REPLY = new TextEncoder().encode("world");
+const REPLY = ENCODER.encode("world");
 
 /** Where a socket is bound, or its peer's is. */
 export interface Address {
@@ -36,6 +37,12 @@ function printable(text: string): string {
     /[\p{Cc}\p{Bidi_Control}]/gu,
     (char) => "\\u" + char.charCodeAt(0).toString(16).padStart(4, "0"),
   );
+}
+
+/** Prints a line on stdout, in less time than `console.log` takes. */
+function print(line: string) {
+  let bytes = ENCODER.encode(`${line}\n`);
+  while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
 }
 
 /** Says on stderr, in one line, what went wrong at an address. */
@@ -54,14 +61,14 @@ function delay(ms: number): Promise<void> {
  *
  * @param conn The connection to the client.
  * @throws {Error} If the client closes without sending, if the reply is
- * written only in part, or if the read or the write fails.
+ * written only in part, or if reading, printing or writing fails.
  */
 export async function exchange(conn: Deno.Conn): Promise<void> {
   const buffer = new Uint8Array(BUFFER_SIZE);
   const length = await conn.read(buffer);
   if (length === null) throw new Error("closed without sending");
   const message = DECODER.decode(buffer.subarray(0, length));
-  console.log(`client says: ${printable(message)}`);
+  print(`client says: ${printable(message)}`);
 
   const written = await conn.write(REPLY);
   if (written < REPLY.length) {
