@@ -96,7 +96,7 @@ const HELP = `Usage: deno run --allow-net ${USAGE}
   --hostname  name or address to connect to (default 127.0.0.1)
   --port      1 to 65535 (default 1234)
   --help      print this and exit
-  message     1 to 64 bytes of text (default hello); after --, any text`;
+  message     text of 1 to 64 bytes (default hello), after -- if it starts with -`;
 
 /**
  * Checks the flags, without side effects.
