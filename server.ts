@@ -23,7 +23,7 @@ const ENCODER = new TextEncoder();
 const DECODER = new TextDecoder("utf-8", { ignoreBOM: true });
 const REPLY = ENCODER.encode("world");
 
-/** Where a socket is bound, or its peer's is. */
+/** The address of a socket, the server's own or a client's. */
 export interface Address {
   /** A name, an IPv4 or an IPv6 address. */
   hostname: string;
@@ -217,7 +217,7 @@ if (import.meta.main) {
     ? ["SIGINT"]
     : ["SIGINT", "SIGTERM"];
   const stop = () => {
-    // With its listeners gone, a second signal ends the program at once.
+    // No longer listened for, a second signal ends the program at once.
     for (const signal of signals) Deno.removeSignalListener(signal, stop);
     listener.close();
   };
