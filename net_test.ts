@@ -1,9 +1,6 @@
 /**
- * Tests of the server and the client, over sockets and in memory.
- *
- * ```sh
- * deno test --allow-net
- * ```
+ * Tests of the server and the client: over sockets with `deno test --allow-net`,
+ * in memory with `deno test`.
  *
  * @module
  */
@@ -16,349 +13,238 @@ const { assertEquals } = await import("@std/assert").catch(async () => ({
   assertEquals: (await import("node:assert")).deepStrictEqual,
 }));
 
-// A connection, a listener or a timer that a test leaves behind fails it.
-Deno.test.sanitizer({ ops: true, resources: true });
+const listen = (hostname: string) => Deno.listen({ hostname, port: 0 });
+const net = await need("--allow-net", () => listen("127.0.0.1").close());
+const ipv6 = await need("--allow-net and IPv6", () => listen("::1").close());
+const cli = await need("@std/cli", () => import("@std/cli/parse-args"));
 
-// Without this permission `deno test` refuses sockets; it never asks.
-const { state } = await Deno.permissions.query({ name: "net" });
-
-/** A test over sockets. */
-function netTest(name: string, fn: () => Promise<void>) {
-  const ignore = state !== "granted";
-  Deno.test({ name: `${name} (needs --allow-net)`, ignore, fn });
-}
-
-/**
- * The lines that `run` prints on stdout and stderr, in order, and at last the
- * error that it throws.
- */
-async function printed(run: () => Promise<unknown>): Promise<string[]> {
-  let text = "";
-  const { log, error } = console;
-  const { writeSync } = Deno.stdout;
-  const decoder = new TextDecoder();
-  console.log = (line) => text += `${line}\n`;
-  console.error = (line) => text += `stderr: ${line}\n`;
-  Deno.stdout.writeSync = (bytes) => {
-    const part = bytes.subarray(0, 9); // As any write, it may take only a part.
-    text += decoder.decode(part, { stream: true });
-    return part.length;
-  };
+/** Resolves to what the name of a test has to say where `attempt` fails. */
+async function need(what: string, attempt: () => unknown): Promise<string> {
   try {
-    await run();
-  } catch (error) {
-    text += `thrown: ${(error as Error).message}\n`;
-  } finally {
-    Object.assign(console, { log, error });
-    Object.assign(Deno.stdout, { writeSync });
+    await attempt();
+    return "";
+  } catch {
+    return ` (needs ${what})`;
   }
-  return text.split("\n").slice(0, -1);
 }
 
-/** What is printed while `run` runs beside a server on an ephemeral port. */
-function besideServer(
-  run: (address: server.Address) => Promise<unknown>,
-  { hostname = "127.0.0.1", timeout = 10_000 } = {},
+/** Defines a test, which is ignored where what it needs is missing. */
+function test(name: string, missing: string, fn: () => Promise<void>) {
+  // To leave something open is a failure. To hang is one from Deno 2.8 on.
+  const checks = { sanitizeOps: true, sanitizeResources: true, timeout: 5000 };
+  Deno.test({ ...checks, name: name + missing, ignore: missing !== "", fn });
+}
+
+/** Resolves to what a server heard and wrote on stderr while `run` ran. */
+async function serving(
+  run: (listener: Deno.TcpListener) => Promise<unknown>,
+  { hostname = "127.0.0.1", timeout = 10_000, failures = [] as Error[] } = {},
 ): Promise<string[]> {
-  const listener = Deno.listen({ hostname, port: 0 });
-  const serving = server.serve(listener, timeout);
-  return printed(async () => {
-    try {
-      await run(listener.addr);
-    } finally {
-      listener.close();
-      await serving;
-    }
-  });
+  const lines: string[] = [];
+  const { error } = console;
+  console.error = (line) => {
+    lines.push(line);
+    throw new Error("No space left on device"); // This must not matter.
+  };
+  using listener = listen(hostname);
+  const accept = listener.accept.bind(listener);
+  listener.accept = () =>
+    failures.length > 0 ? Promise.reject(failures.shift()) : accept();
+  try {
+    const served = server.serve(listener, async (conn) => {
+      lines.push(await server.exchange(conn));
+    }, timeout);
+    await run(listener).finally(() => listener[Symbol.dispose]());
+    await served;
+  } finally {
+    console.error = error;
+  }
+  return lines;
 }
 
-/** What the client prints whose connection `serve` is given. */
-function besideClient(
-  serve: (conn: Deno.Conn) => Promise<unknown>,
-  timeout: number,
-): Promise<string[]> {
-  return printed(async () => {
-    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-    const serving = listener.accept().then(serve);
-    await hello(listener.addr, timeout).finally(() => serving);
-  });
+async function hello({ addr }: Deno.TcpListener, timeout?: number) {
+  assertEquals(await client.request(addr, "hello", timeout), "world");
 }
 
-function hello(address: server.Address, timeout?: number): Promise<void> {
-  return client.request({ ...address, message: "hello" }, timeout);
+function connect({ addr }: Deno.TcpListener): Promise<Deno.TcpConn> {
+  return Deno.connect({ hostname: addr.hostname, port: addr.port });
 }
 
-function encode(text: string): Uint8Array {
-  return new TextEncoder().encode(text);
+/** Resolves to the message of the error that a promise rejects with. */
+function failure(promise: Promise<unknown>): Promise<string> {
+  return promise.then(() => "none", (error) => error.message);
 }
 
-/**
- * A connection in memory. Its read takes `incoming`, or the end of the stream
- * where that is null; its write takes at most `room` bytes.
- */
+/** A connection in memory that reads `incoming` and hands on what it writes. */
 function memoryConn(
-  incoming: Uint8Array | null | Promise<Uint8Array>,
-  { written = (_: Uint8Array) => {}, room = 64 } = {},
-): Deno.TcpConn {
+  incoming: Uint8Array | Promise<Uint8Array>,
+  write: (bytes: Uint8Array) => number | void = () => {},
+): Deno.Conn {
   return {
-    remoteAddr: { transport: "tcp", hostname: "192.0.2.1", port: 7 },
     read: async (buffer: Uint8Array) => {
-      const bytes = await incoming;
-      if (bytes) buffer.set(bytes);
-      return bytes && bytes.length;
+      const bytes = (await incoming).subarray(0, buffer.length);
+      buffer.set(bytes);
+      return bytes.length;
     },
-    write: async (bytes: Uint8Array) => {
-      await written(bytes);
-      return Math.min(bytes.length, room);
-    },
-    close() {},
-  } as Deno.TcpConn;
+    write: async (bytes: Uint8Array) => await write(bytes) ?? bytes.length,
+  } as Deno.Conn;
 }
 
-/** A listener in memory: its accepts, connections or errors, then its close. */
-function memoryListener(accepts: (Deno.TcpConn | Error)[]): Deno.TcpListener {
-  return {
-    addr: { transport: "tcp", hostname: "0.0.0.0", port: 1234 },
-    accept: async () => {
-      const next = await accepts.shift() ?? new Deno.errors.BadResource();
-      if (next instanceof Error) throw next;
-      return next;
-    },
-  } as Deno.TcpListener;
-}
-
-const exchanged = ["client says: hello", "server says: world"];
-
-netTest("the server and the client exchange hello and world", async () => {
-  assertEquals(await besideServer(hello), exchanged);
+test("the client gets world, the server hears hello", net, async () => {
+  assertEquals(await serving(hello), ["hello"]);
 });
 
-netTest("the same over IPv6", async () => {
-  assertEquals(await besideServer(hello, { hostname: "::1" }), exchanged);
-});
-
-netTest("many clients at once", async () => {
-  const lines = await besideServer((address) =>
-    Promise.all(Array.from({ length: 200 }, () => hello(address)))
-  );
-  assertEquals(lines.sort(), Array(200).fill(exchanged).flat().sort());
-});
-
-netTest("a silent client keeps nobody waiting and is let go", async () => {
-  let port;
-  const lines = await besideServer(async (address) => {
-    const start = performance.now();
-    using silent = await Deno.connect(address);
-    port = silent.localAddr.port;
-    await hello(address);
-    assertEquals(await silent.read(new Uint8Array(64)), null);
-    assertEquals(performance.now() - start > 190, true);
-  }, { timeout: 200 });
-  assertEquals(lines, [
-    ...exchanged,
-    `stderr: server: 127.0.0.1 port ${port}: timed out after 0.2 seconds`,
+test("the same in memory", "", async () => {
+  const toServer = Promise.withResolvers<Uint8Array>();
+  const toClient = Promise.withResolvers<Uint8Array>();
+  const said = await Promise.all([
+    server.exchange(memoryConn(toServer.promise, toClient.resolve)),
+    client.exchange(memoryConn(toClient.promise, toServer.resolve), "hello"),
   ]);
+  assertEquals(said, ["hello", "world"]);
 });
 
-netTest("a client that closes without sending", async () => {
+test("the same over IPv6", ipv6, async () => {
+  assertEquals(await serving(hello, { hostname: "::1" }), ["hello"]);
+});
+
+test("twenty clients at once all get their reply", net, async () => {
+  const lines = await serving((listener) =>
+    Promise.all(Array.from({ length: 20 }, () => hello(listener)))
+  );
+  assertEquals(lines, Array(20).fill("hello"));
+});
+
+test("a silent client holds up nobody, nor the end for long", net, async () => {
+  let port, took = 0;
+  const lines = await serving(async (listener) => {
+    using silent = await connect(listener);
+    port = silent.localAddr.port;
+    const start = performance.now();
+    await hello(listener);
+    listener.close();
+    assertEquals(await silent.read(new Uint8Array(64)), null);
+    took = performance.now() - start;
+  }, { timeout: 200 });
+  assertEquals(lines, ["hello", `server: 127.0.0.1 port ${port}: timed out`]);
+  assertEquals([took > 99, took < 400], [true, true]);
+});
+
+test("an exchange under way outlives the listener", net, async () => {
+  const lines = await serving(async (listener) => {
+    using conn = await connect(listener);
+    await hello(listener); // Now conn, which came first, is accepted.
+    listener.close();
+    assertEquals(await client.exchange(conn, "late"), "world");
+  });
+  assertEquals(lines, ["hello", "late"]);
+});
+
+test("a client that fails is one line, and nobody else's", net, async () => {
   let port;
-  const lines = await besideServer(async (address) => {
-    using conn = await Deno.connect(address);
+  const lines = await serving(async (listener) => {
+    using conn = await connect(listener);
     port = conn.localAddr.port;
     await conn.closeWrite();
     assertEquals(await conn.read(new Uint8Array(64)), null);
+    await hello(listener);
   });
-  assertEquals(lines, [
-    `stderr: server: 127.0.0.1 port ${port}: closed without sending`,
-  ]);
+  const line = `server: 127.0.0.1 port ${port}: closed without sending`;
+  assertEquals(lines, [line, "hello"]);
 });
 
-netTest("an exchange under way outlives the listener", async () => {
-  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const { hostname, port } = listener.addr;
-  const lines = await printed(async () => {
-    const serving = server.serve(listener).then(() => console.log("served"));
-    using conn = await Deno.connect({ hostname, port });
-    await hello({ hostname, port }); // So conn, which came first, is accepted.
-    listener.close();
-    await conn.write(encode("late"));
-    assertEquals(await conn.read(new Uint8Array(64)), 5);
-    await serving;
-  });
-  assertEquals(lines, [...exchanged, "client says: late", "served"]);
+test("a failed accept ends nothing, a reset costs no time", net, async () => {
+  const start = performance.now();
+  let where;
+  const { NotConnected, ConnectionAborted } = Deno.errors;
+  const full = new Error("Too many\nopen files");
+  const failures = [new NotConnected(), full, new ConnectionAborted()];
+  const lines = await serving((listener) => {
+    where = `127.0.0.1 port ${listener.addr.port}`;
+    return hello(listener);
+  }, { failures });
+  assertEquals(lines, [`server: ${where}: Too many%0Aopen files`, "hello"]);
+  const took = performance.now() - start;
+  assertEquals([took > 999, took < 1900], [true, true]);
 });
 
-netTest("a server that closes without a reply", async () => {
-  const lines = await besideClient(async (conn) => {
-    await conn.read(new Uint8Array(64));
-    conn.close();
-  }, 10_000);
-  assertEquals(lines, ["thrown: closed without a reply"]);
-});
-
-netTest("a silent server", async () => {
-  const lines = await besideClient(async (conn) => {
-    const buffer = new Uint8Array(64);
-    while (await conn.read(buffer) !== null);
-    conn.close();
-  }, 50);
-  assertEquals(lines, ["thrown: timed out after 0.05 seconds"]);
-});
-
-netTest("nobody listening", async () => {
-  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+test("a client without a reply says why", net, async () => {
+  const listener = listen("127.0.0.1");
+  const unanswered = failure(hello(listener));
+  const conn = await listener.accept();
+  await conn.read(new Uint8Array(64));
+  conn.close();
+  assertEquals(await unanswered, "closed without a reply");
   listener.close();
-  const error = await hello(listener.addr).catch((error) => error);
-  assertEquals(error instanceof Deno.errors.ConnectionRefused, true);
+  const refused = await hello(listener).catch((error) => error);
+  assertEquals(refused instanceof Deno.errors.ConnectionRefused, true);
 });
 
-Deno.test("the server's side against the client's", async () => {
-  const toServer = Promise.withResolvers<Uint8Array>();
-  const toClient = Promise.withResolvers<Uint8Array>();
-  const left = memoryConn(toServer.promise, { written: toClient.resolve });
-  const right = memoryConn(toClient.promise, { written: toServer.resolve });
-  const lines = await printed(() =>
-    Promise.all([server.exchange(left), client.exchange(right, "olá")])
-  );
-  assertEquals(lines, ["client says: olá", "server says: world"]);
+test("a client ends at its deadline, wherever it waits", net, async () => {
+  // Two are connected and wait for a reply, two wait for a connection.
+  const options = { hostname: "127.0.0.1", port: 0, tcpBacklog: 1 };
+  using listener = Deno.listen(options);
+  const four = Array.from({ length: 4 }, () => failure(hello(listener, 100)));
+  const timedOut = "timed out after 0.1 seconds";
+  assertEquals(await Promise.all(four), Array(4).fill(timedOut));
 });
 
-Deno.test("a write of fewer bytes than asked", async () => {
-  const conn = memoryConn(encode("hello"), { room: 3 });
-  assertEquals(await printed(() => server.exchange(conn)), [
-    "client says: hello",
-    "thrown: wrote only 3 of 5 bytes",
-  ]);
-  assertEquals(await printed(() => client.exchange(conn, "hello")), [
-    "thrown: wrote only 3 of 5 bytes",
-  ]);
-});
-
-Deno.test("the end of the stream instead of data", async () => {
-  const conn = memoryConn(null, { written: () => console.log("a reply") });
-  assertEquals(await printed(() => server.exchange(conn)), [
-    "thrown: closed without sending",
-  ]);
-  const silent = memoryConn(null);
-  assertEquals(await printed(() => client.exchange(silent, "hello")), [
-    "thrown: closed without a reply",
-  ]);
-});
-
-Deno.test("an error halfway is one line, and nobody else's", async () => {
-  const failing = memoryConn(encode("hello"), {
-    written: () => {
-      throw new Error("Connection reset by peer (os error 104)");
-    },
-  });
-  const listener = memoryListener([failing, memoryConn(encode("hello"))]);
-  const lines = await printed(() => server.serve(listener, 1000));
-  assertEquals(lines.sort(), [
-    "client says: hello",
-    "client says: hello",
-    "stderr: server: 192.0.2.1 port 7: Connection reset by peer (os error 104)",
-  ]);
-});
-
-Deno.test("peers that reset before they are accepted", async () => {
-  const listener = memoryListener([
-    ...Array(50).fill(new Deno.errors.NotConnected()),
-    ...Array(50).fill(new Deno.errors.ConnectionAborted()),
-    memoryConn(encode("hello")),
-  ]);
-  const start = performance.now();
-  assertEquals(await printed(() => server.serve(listener, 1000)), [
-    "client says: hello",
-  ]);
-  assertEquals(performance.now() - start < 1000, true); // None is waited out.
-});
-
-Deno.test("any other failing accept is waited out and said once", async () => {
-  const full = new Error("Too many open files (os error 24)");
-  const line = `stderr: server: 0.0.0.0 port 1234: ${full.message}`;
-  const once = memoryListener([full, full, memoryConn(encode("hello"))]);
-  const start = performance.now();
-  assertEquals(await printed(() => server.serve(once, 1000)), [
-    line,
-    "client says: hello",
-  ]);
-  assertEquals(performance.now() - start > 190, true); // Twice 100 ms.
-
-  // Longer after the first than the timeout, the second is a new failure.
-  const twice = memoryListener([full, full]);
-  assertEquals(await printed(() => server.serve(twice, 50)), [line, line]);
-});
-
-Deno.test("what a peer sends is one line and steers no terminal", async () => {
-  const conn = memoryConn(
-    new Uint8Array([
-      ...encode("\ufeff\\é漢🙂"),
-      ...encode("\x1b[2J\x07\r\n\x7f\x9b\u061c\u200e\u202e\u2069"),
-      0xff,
-    ]),
-  );
-  const shown = "\ufeff\\é漢🙂\\u001b[2J\\u0007\\u000d\\u000a\\u007f\\u009b" +
-    "\\u061c\\u200e\\u202e\\u2069\ufffd";
-  assertEquals(await printed(() => server.exchange(conn)), [
-    `client says: ${shown}`,
-  ]);
-  assertEquals(await printed(() => client.exchange(conn, "hello")), [
-    `server says: ${shown}`,
-  ]);
-});
-
-Deno.test("flags that are good", () => {
-  const help = false;
-  assertEquals(server.checkFlags({ _: [], help }), {
-    hostname: "0.0.0.0",
-    port: 1234,
-  });
-  assertEquals(server.checkFlags({ _: [], help, hostname: "::", port: "0" }), {
-    hostname: "::",
-    port: 0,
-  });
-  assertEquals(client.checkFlags({ _: [], help }), {
-    hostname: "127.0.0.1",
-    port: 1234,
-    message: "hello",
-  });
-  const message = "é".repeat(32); // 64 bytes.
-  assertEquals(client.checkFlags({ _: [message], help, port: "65535" }), {
-    hostname: "127.0.0.1",
-    port: 65535,
-    message,
+test("a client with a reply has its deadline behind it", net, async () => {
+  await serving(async (listener) => {
+    await hello(listener, 50);
+    // To close at the deadline nevertheless would be an uncaught error.
+    await new Promise((resolve) => setTimeout(resolve, 100));
   });
 });
 
-Deno.test("flags that are not", () => {
-  const programs = [
-    { checkFlags: server.checkFlags, range: "0 to 65535" },
-    { checkFlags: client.checkFlags, range: "1 to 65535" },
-  ];
-  for (const { checkFlags, range } of programs) {
-    for (const port of ["65536", "12.5", "0x10", "-1", "1e3", "+1", " ", ""]) {
-      assertEquals(
-        checkFlags({ _: [], port }),
-        `--port takes ${range}, not "${port}"`,
-      );
-    }
-    const empty = { _: [], hostname: "" };
-    assertEquals(checkFlags(empty), "--hostname needs a value");
-    const negated = { _: [], "no-port": true };
-    assertEquals(checkFlags(negated), "unknown flag --no-port");
-    assertEquals(checkFlags({ _: [], p: "80" }), "unknown flag -p");
-    const operands = { _: ["hello", "you"] };
-    const extra = checkFlags === server.checkFlags ? "hello" : "you";
-    assertEquals(checkFlags(operands), `unexpected operand "${extra}"`);
+test("64 bytes are read, and 1 to 64 are sent or none", "", async () => {
+  const sent: number[] = [];
+  const conn = memoryConn(new Uint8Array(65), ({ length }) => {
+    sent.push(length);
+  });
+  for (const { exchange } of [server, client]) {
+    assertEquals((await exchange(conn, "é".repeat(32))).length, 64);
   }
-  assertEquals(
-    client.checkFlags({ _: [], port: "0" }),
-    '--port takes 1 to 65535, not "0"',
-  );
-  for (const [message, length] of [["", 0], ["é".repeat(32) + "!", 65]]) {
-    assertEquals(
-      client.checkFlags({ _: [message] }),
-      `the message is ${length} bytes, not 1 to 64`,
-    );
+  for (const length of [0, 65]) {
+    const reason = `the message is ${length} bytes, not 1 to 64`;
+    const message = "x".repeat(length);
+    assertEquals(await failure(client.exchange(conn, message)), reason);
+  }
+  assertEquals(sent, ["world".length, 64]);
+});
+
+test("a write cut short is an error", "", async () => {
+  const conn = memoryConn(new Uint8Array(5), () => 3);
+  for (const { exchange } of [server, client]) {
+    assertEquals(await failure(exchange(conn, "hello")), "wrote only 3 bytes");
+  }
+});
+
+test("what is said is decoded whole and printed in one line", "", async () => {
+  const conn = memoryConn(new Uint8Array([0xef, 0xbb, 0xbf, 0x25, 0xff]));
+  for (const { exchange, printable } of [server, client]) {
+    assertEquals(await exchange(conn, "hello"), "\ufeff%\ufffd");
+    assertEquals(printable("\ufeff%\ufffdé漢🙂"), "\ufeff%\ufffdé漢🙂");
+    assertEquals(printable("\x1b[2J\r\n\x7f\x9b"), "%1B[2J%0D%0A%7F%C2%9B");
+    assertEquals(printable("\u2028\u2029"), "%E2%80%A8%E2%80%A9");
+    assertEquals(printable("\u061c\u202e\u2069"), "%D8%9C%E2%80%AE%E2%81%A9");
+  }
+});
+
+test("without a flag no package is needed", "", async () => {
+  assertEquals(await server.parse([]), { hostname: "0.0.0.0", port: 1234 });
+  const { hostname, port, _ } = await client.parse(["good", "morning"]);
+  assertEquals([hostname, port, ..._], ["127.0.0.1", 1234, "good", "morning"]);
+});
+
+test("flags say where and what, and others are refused", cli, async () => {
+  const { hostname, port } = await server.parse(["-p", "0", "--hostname=::"]);
+  assertEquals([hostname, port], ["::", 0]);
+  const sent = await client.parse(["hi", "--port=80", "--", "-5"]);
+  assertEquals([sent.port, ...sent._], [80, "hi", "-5"]);
+  for (const arg of ["--prt", "-x", "--no-port", "--constructor"]) {
+    const reason = `unknown argument ${arg}, see --help`;
+    assertEquals(await failure(server.parse([arg])), reason);
+    assertEquals(await failure(client.parse([arg])), reason);
   }
 });
