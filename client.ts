@@ -8,7 +8,7 @@
 
 /**
  * The client's side of one exchange: one write of the message, one read of up
- * to 64 bytes, as in chapter 03. The caller closes the connection.
+ * to 64 bytes, the buffer of chapter 03. The caller closes the connection.
  *
  * @returns What the server said, decoded from UTF-8.
  * @throws {Error} If the message is not 1 to 64 bytes, or the exchange fails.
@@ -27,13 +27,12 @@ export async function exchange(
   const buffer = new Uint8Array(64);
   const length = await conn.read(buffer);
   if (length === null) throw new Error("closed without a reply");
-  // Without ignoreBOM, a byte order mark would be dropped.
-  return new TextDecoder("utf-8", { ignoreBOM: true })
-    .decode(buffer.subarray(0, length));
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true }); // Keeps a BOM.
+  return decoder.decode(buffer.subarray(0, length));
 }
 
 /**
- * Connects, has one {@linkcode exchange}, closes and resolves to the reply.
+ * Connects, makes one {@linkcode exchange}, closes and resolves to the reply.
  *
  * @throws {Error} If that fails or takes more than `timeout` milliseconds.
  */
@@ -57,7 +56,7 @@ export async function request(
   }
 }
 
-/** Escapes what would begin another line or steer the terminal. */
+/** Percent-encodes what would begin another line or steer the terminal. */
 export function printable(text: string): string {
   return text.replace(/[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_C}]/gu, encodeURIComponent);
 }
@@ -65,11 +64,10 @@ export function printable(text: string): string {
 const help = `Usage: deno run --allow-net client.ts [flags] [message]
   --hostname  name or address to connect to (default 127.0.0.1)
   -p, --port  1 to 65535 (default 1234)
-  -h, --help  print this and exit
   message     1 to 64 bytes (default hello), after -- if it starts with -`;
 
 /**
- * Parses the arguments into an address, which `Deno.connect` checks, and words.
+ * Parses the arguments into an address, unchecked, and the message's words.
  *
  * @throws {Error} If a flag is unknown, or if `@std/cli` cannot be had for it.
  */
@@ -78,15 +76,15 @@ export async function parse(
 ): Promise<{ hostname: string; port: number; _: string[] }> {
   const defaults = { hostname: "127.0.0.1", port: 1234 };
   if (!args.some((arg) => arg.startsWith("-"))) return { ...defaults, _: args };
-  // Not import("@std/cli/parse-args"): it would be fetched on every run.
+  // With a literal, import() would fetch it at start-up, flags or not.
   const name = import.meta.resolve("@std/cli/parse-args");
   const { parseArgs } = await import(name);
   return parseArgs(args, {
     string: ["hostname", "_"],
     alias: { port: "p" },
     default: defaults,
-    unknown: (arg: string, key?: string) => {
-      if (key) throw new Error(`unknown argument ${arg}, see --help`);
+    unknown: (arg: string, flag?: string) => {
+      if (flag) throw new Error(`unknown argument ${arg}, see --help`);
     },
   });
 }
@@ -94,6 +92,7 @@ export async function parse(
 if (import.meta.main) {
   let where = "client";
   try {
+    // Behind "--" they would be words of the message.
     const flag = Deno.args.find((arg) => ["--help", "-h", "--"].includes(arg));
     if (flag === "--help" || flag === "-h") {
       console.log(help);

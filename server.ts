@@ -11,8 +11,8 @@ const decoder = new TextDecoder("utf-8", { ignoreBOM: true }); // Keeps a BOM.
 const reply = encoder.encode("world");
 
 /**
- * The server's side of one exchange: one read of up to 64 bytes, as in chapter
- * 03, and one write of `world`. The caller closes the connection.
+ * The server's side of one exchange: one read of up to 64 bytes, the buffer of
+ * chapter 03, and one write of `world`. The caller closes the connection.
  *
  * @returns What the client said, decoded from UTF-8.
  * @throws {Error} If the client closes without sending, if the reply is
@@ -28,9 +28,9 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 }
 
 /**
- * Hands each connection of a listener to the handler, all at once, and closes
- * it when the handler has ended or its time is up: after `timeout` milliseconds
- * at most, and half of that at least. A handler that fails is a line on stderr.
+ * Hands each connection of a listener to the handler, without waiting for the
+ * others, and closes it when the handler has ended, or else between half of
+ * `timeout` milliseconds and all. A handler that fails is a line on stderr.
  *
  * @returns Resolves when the listener is closed and every handler has ended.
  */
@@ -40,7 +40,7 @@ export async function serve(
   timeout: number = 10_000,
 ): Promise<void> {
   const open = new Map<Deno.TcpConn, Promise<unknown>>();
-  // Closes what was open at the tick before; closing twice does no harm. One
+  // Closes what was open at the tick before; disposing twice does no harm. One
   // timer for all, because one for each connection would cost speed.
   let older: Deno.TcpConn[] = [];
   const timer = setInterval(() => {
@@ -80,12 +80,12 @@ export async function serve(
   clearInterval(timer);
 }
 
-/** Escapes what would begin another line or steer the terminal. */
+/** Percent-encodes what would begin another line or steer the terminal. */
 export function printable(text: string): string {
   return text.replace(/[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_C}]/gu, encodeURIComponent);
 }
 
-/** Prints a line on stdout; with `console.log` an exchange takes a fifth more. */
+/** Prints a line on stdout, in less time than `console.log` takes. */
 function print(line: string) {
   let bytes = encoder.encode(`${printable(line)}\n`);
   while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
@@ -102,8 +102,7 @@ function report(what: unknown, at?: Deno.TcpListenOptions) {
 
 const help = `Usage: deno run --allow-net server.ts [flags]
   --hostname  name or address to listen on (default 0.0.0.0: all of IPv4)
-  -p, --port  0 to 65535; 0 lets the system choose (default 1234)
-  -h, --help  print this and exit`;
+  -p, --port  0 to 65535; 0 lets the system choose (default 1234)`;
 
 /**
  * Parses the arguments into an address, which `Deno.listen` checks.
@@ -113,9 +112,10 @@ const help = `Usage: deno run --allow-net server.ts [flags]
 export async function parse(args: string[]): Promise<Deno.TcpListenOptions> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   if (args.length === 0) return defaults;
-  // Not import("@std/cli/parse-args"): it would be fetched on every run.
+  // With a literal, import() would fetch it at start-up, flags or not.
   const name = import.meta.resolve("@std/cli/parse-args");
   const { parseArgs } = await import(name);
+  // Behind "--", as npm's users write it, flags are still meant as flags.
   return parseArgs(args.filter((arg) => arg !== "--"), {
     string: ["hostname"],
     alias: { port: "p" },
@@ -139,7 +139,7 @@ if (import.meta.main) {
     for (const signal of ["SIGINT", "SIGTERM"] as const) {
       Deno.addSignalListener(signal, function stop() {
         listener[Symbol.dispose]();
-        // Then a second one ends at once. `deno task` passes one on twice.
+        // `deno task` repeats a signal at once; a later one ends the program.
         setTimeout(() => Deno.removeSignalListener(signal, stop), 100);
       });
     }
