@@ -8,7 +8,7 @@
 
 /**
  * The client's side of one exchange: one write of the message, one read of up
- * to 64 bytes, the buffer of chapter 03. The caller closes the connection.
+ * to 64 bytes (in chapter 03 it is 63). The caller closes the connection.
  *
  * @returns What the server said, decoded from UTF-8.
  * @throws {Error} If the message is not 1 to 64 bytes, or the exchange fails.
@@ -92,7 +92,7 @@ export async function parse(
 if (import.meta.main) {
   let where = "client";
   try {
-    // Behind "--" they would be words of the message.
+    // Behind "--" come words of the message, even if they look like flags.
     const flag = Deno.args.find((arg) => ["--help", "-h", "--"].includes(arg));
     if (flag === "--help" || flag === "-h") {
       console.log(help);

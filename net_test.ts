@@ -12,12 +12,12 @@ const { assertEquals } = await import("@std/assert").catch(async () => ({
 }));
 
 /** Resolves to a note for the name of a test, or to "" if `attempt` succeeds. */
-const need = (what: string, attempt: () => unknown) =>
+const missing = (what: string, attempt: () => unknown) =>
   Promise.resolve().then(attempt).then(() => "", () => ` (needs ${what})`);
 const listen = (hostname: string) => Deno.listen({ hostname, port: 0 });
-const net = await need("--allow-net", () => listen("127.0.0.1").close());
-const ipv6 = await need("--allow-net and IPv6", () => listen("::1").close());
-const cli = await need("@std/cli", () => import("@std/cli/parse-args"));
+const net = await missing("--allow-net", () => listen("127.0.0.1").close());
+const ipv6 = await missing("--allow-net and IPv6", () => listen("::1").close());
+const cli = await missing("@std/cli", () => import("@std/cli/parse-args"));
 
 /** Defines a test, which is ignored if there is a note on what it needs. */
 function test(name: string, needs: string, fn: () => Promise<void>) {
@@ -26,25 +26,24 @@ function test(name: string, needs: string, fn: () => Promise<void>) {
   Deno.test({ ...checks, name: name + needs, ignore: needs !== "", fn });
 }
 
-/** Resolves to what a server heard and wrote on stderr while `run` ran. */
+/** Runs `run` beside a server; resolves to what this heard and to its stderr. */
 async function serving(
   run: (listener: Deno.TcpListener) => Promise<unknown>,
-  { hostname = "127.0.0.1", timeout = 10_000, failures = [] as Error[] } = {},
+  { hostname = "127.0.0.1", timeout = 10_000, acceptErrors = [] as Error[] } =
+    {},
 ): Promise<string[]> {
   const lines: string[] = [];
   const { error } = console;
   console.error = (line) => {
-    // Ports vary: 1234 stands for the server's own, 49152 for any other.
-    lines.push(
-      line.replace(`${listener.addr.port}:`, "1234:")
-        .replace(/port (?!1234:)\d+/, "port 49152"),
-    );
+    // Ports vary: 1234 stands for the server's own, 49152 for a client's.
+    const own = line.includes(`port ${listener.addr.port}:`);
+    lines.push(line.replace(/port \d+/, own ? "port 1234" : "port 49152"));
     throw new Error("No space left on device"); // This must not matter.
   };
   const listener = listen(hostname);
   const accept = listener.accept.bind(listener);
   listener.accept = () =>
-    failures.length > 0 ? Promise.reject(failures.shift()) : accept();
+    acceptErrors.length > 0 ? Promise.reject(acceptErrors.shift()) : accept();
   try {
     const served = server.serve(listener, async (conn) => {
       lines.push(await server.exchange(conn));
@@ -154,9 +153,9 @@ test("a failed accept ends nothing, a reset costs no time", net, async () => {
   const start = performance.now();
   const { NotConnected, ConnectionAborted } = Deno.errors;
   const full = new Error("Too many\nopen files");
-  const failures = [new NotConnected(), full, new ConnectionAborted()];
+  const acceptErrors = [new NotConnected(), full, new ConnectionAborted()];
   const line = "server: 127.0.0.1 port 1234: Too many%0Aopen files";
-  assertEquals(await serving(hello, { failures }), [line, "hello"]);
+  assertEquals(await serving(hello, { acceptErrors }), [line, "hello"]);
   assertEquals(Math.round((performance.now() - start) / 1000), 1);
 });
 
@@ -171,7 +170,7 @@ test("a client says why it has no reply, and ends", net, async () => {
   const refused = await hello(listener, 50).catch((error) => error);
   assertEquals(refused instanceof Deno.errors.ConnectionRefused, true);
   await serving((listener) => hello(listener, 50));
-  // To close at the deadline, all the same, would be an uncaught error.
+  // A close left for the deadline would be an uncaught error by now.
   await new Promise((resolve) => setTimeout(resolve, 100));
 });
 
@@ -226,7 +225,7 @@ test("without a flag no package is needed", "", async () => {
   assertEquals([hostname, port, ..._], ["127.0.0.1", 1234, "good", "morning"]);
 });
 
-test("flags count, and what is none is refused", cli, async () => {
+test("flags count, and unknown arguments are refused", cli, async () => {
   const bind = await server.parse(["-p", "0"]);
   assertEquals([bind.hostname, bind.port], ["0.0.0.0", 0]);
   const behind = await server.parse(["--", "--hostname=::"]);

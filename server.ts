@@ -11,8 +11,8 @@ const decoder = new TextDecoder("utf-8", { ignoreBOM: true }); // Keeps a BOM.
 const reply = encoder.encode("world");
 
 /**
- * The server's side of one exchange: one read of up to 64 bytes, the buffer of
- * chapter 03, and one write of `world`. The caller closes the connection.
+ * The server's side of one exchange: one read of up to 64 bytes (in chapter 03
+ * it is 63), one write of `world`. The caller closes the connection.
  *
  * @returns What the client said, decoded from UTF-8.
  * @throws {Error} If the client closes without sending, if the reply is
@@ -52,7 +52,7 @@ export async function serve(
     try {
       await handler(conn);
     } catch (error) {
-      // Closing, the timer interrupts a pending read or write.
+      // The timer, when it closes, interrupts a pending read or write.
       const timedOut = error instanceof Deno.errors.Interrupted;
       report(timedOut ? "timed out" : error, conn.remoteAddr);
     } finally {
@@ -71,7 +71,7 @@ export async function serve(
       // The peer has reset already; the next one may be waiting.
       if (error instanceof Deno.errors.NotConnected) continue;
       if (error instanceof Deno.errors.ConnectionAborted) continue;
-      // Most likely too many open files, until some clients have left.
+      // Most likely too many open files: wait for clients to leave.
       report(error, listener.addr);
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
@@ -107,7 +107,7 @@ const help = `Usage: deno run --allow-net server.ts [flags]
 /**
  * Parses the arguments into an address, which `Deno.listen` checks.
  *
- * @throws {Error} If one is unknown, or `@std/cli` is needed and not to be had.
+ * @throws {Error} If one is unknown, or if `@std/cli` cannot be had for them.
  */
 export async function parse(args: string[]): Promise<Deno.TcpListenOptions> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
@@ -115,7 +115,7 @@ export async function parse(args: string[]): Promise<Deno.TcpListenOptions> {
   // With a literal, import() would fetch it at start-up, flags or not.
   const name = import.meta.resolve("@std/cli/parse-args");
   const { parseArgs } = await import(name);
-  // Behind "--", as npm's users write it, flags are still meant as flags.
+  // Behind "--", as npm's users write it, flags still count as flags.
   return parseArgs(args.filter((arg) => arg !== "--"), {
     string: ["hostname"],
     alias: { port: "p" },
