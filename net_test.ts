@@ -29,8 +29,7 @@ function test(name: string, needs: string, fn: () => Promise<void>) {
 /** Runs `run` beside a server; resolves to what this heard and to its stderr. */
 async function serving(
   run: (listener: Deno.TcpListener) => Promise<unknown>,
-  { hostname = "127.0.0.1", timeout = 10_000, acceptErrors = [] as Error[] } =
-    {},
+  { hostname = "127.0.0.1", timeout = 10_000, errors = [] as Error[] } = {},
 ): Promise<string[]> {
   const lines: string[] = [];
   const { error } = console;
@@ -43,7 +42,7 @@ async function serving(
   const listener = listen(hostname);
   const accept = listener.accept.bind(listener);
   listener.accept = () =>
-    acceptErrors.length > 0 ? Promise.reject(acceptErrors.shift()) : accept();
+    errors.length > 0 ? Promise.reject(errors.shift()) : accept();
   try {
     const served = server.serve(listener, async (conn) => {
       lines.push(await server.exchange(conn));
@@ -153,9 +152,9 @@ test("a failed accept ends nothing, a reset costs no time", net, async () => {
   const start = performance.now();
   const { NotConnected, ConnectionAborted } = Deno.errors;
   const full = new Error("Too many\nopen files");
-  const acceptErrors = [new NotConnected(), full, new ConnectionAborted()];
+  const errors = [new NotConnected(), full, new ConnectionAborted()];
   const line = "server: 127.0.0.1 port 1234: Too many%0Aopen files";
-  assertEquals(await serving(hello, { acceptErrors }), [line, "hello"]);
+  assertEquals(await serving(hello, { errors }), [line, "hello"]);
   assertEquals(Math.round((performance.now() - start) / 1000), 1);
 });
 
