@@ -8,50 +8,54 @@
 
 /**
  * The client's side of one exchange: one write of the message, one read of up
- * to 64 bytes (in chapter 03 it is 63). The caller closes the connection.
+ * to 64 bytes (in C 63 and a zero). The caller closes the connection.
  *
- * @returns What the server said, decoded from UTF-8.
- * @throws {Error} If the message is not 1 to 64 bytes, or the exchange fails.
+ * @returns What the server said, decoded from UTF-8, byte order mark included.
+ * @throws {Error} If the server closes without a reply, or one of them fails.
  */
 export async function exchange(
   conn: Deno.Conn,
-  message: string,
+  message: Uint8Array,
 ): Promise<string> {
-  const bytes = new TextEncoder().encode(message);
-  // The server would wait for an empty one, and its one read takes 64 bytes.
-  if (bytes.length < 1 || bytes.length > 64) {
-    throw new RangeError(`the message is ${bytes.length} bytes, not 1 to 64`);
-  }
-  const written = await conn.write(bytes);
-  if (written < bytes.length) throw new Error(`wrote only ${written} bytes`);
+  const written = await conn.write(message);
+  if (written < message.length) throw new Error(`wrote only ${written} bytes`);
   const buffer = new Uint8Array(64);
   const length = await conn.read(buffer);
   if (length === null) throw new Error("closed without a reply");
-  const decoder = new TextDecoder("utf-8", { ignoreBOM: true }); // Keeps a BOM.
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   return decoder.decode(buffer.subarray(0, length));
 }
 
 /**
  * Connects, makes one {@linkcode exchange}, closes and resolves to the reply.
  *
- * @throws {Error} If that fails or takes more than `timeout` milliseconds.
+ * @throws {Error} If the message is not 1 to 64 bytes in UTF-8, if the exchange
+ * fails, or if all of it takes more than `timeout` milliseconds.
  */
 export async function request(
   { hostname, port }: { hostname: string; port: number },
   message: string,
   timeout: number = 10_000,
 ): Promise<string> {
-  const deadline = AbortSignal.timeout(timeout);
+  const bytes = new TextEncoder().encode(message);
+  // The server would wait for an empty one, and its one read takes 64 bytes.
+  if (bytes.length < 1 || bytes.length > 64) {
+    throw new RangeError(`the message is ${bytes.length} bytes, not 1 to 64`);
+  }
+  // AbortSignal.timeout() takes up to 2 ** 31 - 1 ms; more is over at once.
+  const signal = timeout >= 2 ** 31 ? undefined : AbortSignal.timeout(timeout);
   try {
-    using conn = await Deno.connect({ hostname, port, signal: deadline });
-    // The signal ends only the connecting; closing ends a write or a read.
-    const close = () => conn.close();
-    deadline.addEventListener("abort", close);
-    // If it stayed, it would keep the program alive until the deadline.
-    return await exchange(conn, message)
-      .finally(() => deadline.removeEventListener("abort", close));
+    // socket() and connect(). At the end of the block, `using` calls close().
+    using conn = await Deno.connect({ hostname, port, signal });
+    // The signal ends only the connecting; closing ends a write or a read, and
+    // this way of closing may come a second time.
+    const close = () => conn[Symbol.dispose]();
+    signal?.addEventListener("abort", close);
+    // An event listener that stays keeps the program alive until the deadline.
+    return await exchange(conn, bytes)
+      .finally(() => signal?.removeEventListener("abort", close));
   } catch (error) {
-    if (!deadline.aborted) throw error;
+    if (!signal?.aborted) throw error;
     throw new Error(`timed out after ${timeout / 1000} seconds`);
   }
 }
@@ -76,15 +80,16 @@ export async function parse(
 ): Promise<{ hostname: string; port: number; _: string[] }> {
   const defaults = { hostname: "127.0.0.1", port: 1234 };
   if (!args.some((arg) => arg.startsWith("-"))) return { ...defaults, _: args };
-  // With a literal, import() would fetch it at start-up, flags or not.
-  const name = import.meta.resolve("@std/cli/parse-args");
+  // Named in import() itself, it would be fetched at start-up, flags or not.
+  const name = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await import(name);
   return parseArgs(args, {
     string: ["hostname", "_"],
     alias: { port: "p" },
     default: defaults,
-    unknown: (arg: string, flag?: string) => {
-      if (flag) throw new Error(`unknown argument ${arg}, see --help`);
+    unknown: (arg: string, key?: string) => {
+      // An empty word is most likely the value that a flag should have had.
+      if (key || !arg) throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
 }
