@@ -8,7 +8,7 @@
 
 /**
  * The client's side of one exchange: one write of the message, one read of up
- * to 64 bytes (in C 63 and a zero). The caller closes the connection.
+ * to 64 bytes (in C 63, and a zero at the end). The caller closes.
  *
  * @returns What the server said, decoded from UTF-8, byte order mark included.
  * @throws {Error} If the server closes without a reply, or one of them fails.
@@ -30,7 +30,7 @@ export async function exchange(
  * Connects, makes one {@linkcode exchange}, closes and resolves to the reply.
  *
  * @throws {Error} If the message is not 1 to 64 bytes in UTF-8, if the exchange
- * fails, or if all of it takes more than `timeout` milliseconds.
+ * fails, or if all takes over `timeout` milliseconds (`Infinity`: no limit).
  */
 export async function request(
   { hostname, port }: { hostname: string; port: number },
@@ -47,11 +47,11 @@ export async function request(
   try {
     // socket() and connect(). At the end of the block, `using` calls close().
     using conn = await Deno.connect({ hostname, port, signal });
-    // The signal ends only the connecting; closing ends a write or a read, and
-    // this way of closing may come a second time.
+    // The signal ends only the connecting. Closing ends a pending read; done
+    // so, and not by conn.close(), it may be followed by that of `using`.
     const close = () => conn[Symbol.dispose]();
     signal?.addEventListener("abort", close);
-    // An event listener that stays keeps the program alive until the deadline.
+    // An event listener that stayed would keep the program alive until then.
     return await exchange(conn, bytes)
       .finally(() => signal?.removeEventListener("abort", close));
   } catch (error) {

@@ -12,7 +12,8 @@ const reply = encoder.encode("world");
 
 /**
  * The server's side of one exchange, step 6 of the chapter: one read of up to
- * 64 bytes (in C 63 and a zero), one write of `world`. The caller closes.
+ * 64 bytes, one write of `world`. (The chapter reads up to 63, as the last of
+ * its 64 is for the zero that ends a string in C.) The caller closes.
  *
  * @returns What the client said, decoded from UTF-8, byte order mark included.
  * @throws {Error} If the client closes without sending, or one of them fails.
@@ -28,20 +29,21 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 
 /**
  * Yields what the listener accepts, step 5 of the chapter, until the listener
- * is closed. Unlike `for await (const conn of listener)` it goes on after an
- * accept that fails, and leaving the loop does not close the listener.
+ * is closed. Unlike `for await (const conn of listener)`, it goes on after an
+ * accept that fails (at once if only the peer was gone, otherwise with a line
+ * on stderr and a second later), and leaving it does not close the listener.
  */
 export async function* connections(
   listener: Deno.TcpListener,
 ): AsyncGenerator<Deno.TcpConn> {
-  // How accept fails if the peer has reset by then: each system has its own.
+  // The codes of a peer that has reset before accept; systems differ in them.
   const reset = ["ECONNABORTED", "ECONNRESET", "EINVAL", "ENOTCONN"];
   while (true) {
     let conn;
     try {
       conn = await listener.accept();
     } catch (error) {
-      if (error instanceof Deno.errors.BadResource) return; // It is closed.
+      if (error instanceof Deno.errors.BadResource) return; // Listener closed.
       if (reset.includes((error as { code: string }).code)) continue;
       // Most likely too many open files: wait until some are closed.
       report(error, listener.addr);
@@ -76,12 +78,13 @@ export async function serve(
     } catch (error) {
       report(timedOut.has(conn) ? "timed out" : error, conn.remoteAddr);
     } finally {
-      conn[Symbol.dispose](); // The chapter's close(). A second one is no error.
+      conn[Symbol.dispose](); // The chapter's close(). A second does no harm.
     }
   }
 
-  // Twice per timeout, closes what was open last time. With a timer each, all
-  // would fire after a pause (Ctrl-S), before the bytes that came are read.
+  // Twice per timeout, closes what was open last time already. A timer for each
+  // connection would cost more, and after a pause of the program (Ctrl-S) all
+  // of them would fire before it reads the bytes that came meanwhile.
   let older: Deno.TcpConn[] = [];
   function closeOlder() {
     for (const conn of older) {
@@ -126,10 +129,7 @@ const help = `Usage: deno run --allow-net server.ts [flags]
   --hostname  name or address to listen on (default 0.0.0.0: all of IPv4)
   -p, --port  0 to 65535; 0 lets the system choose (default 1234)`;
 
-/**
- * Parses the arguments into an address, which `Deno.listen` checks. Throws if
- * one is unknown, or if `@std/cli`, which parses them, cannot be had.
- */
+/** Parses arguments into an address, unchecked; throws if one is unknown. */
 export async function parse(args: string[]): Promise<Deno.TcpListenOptions> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   if (args.length === 0) return defaults;
@@ -159,7 +159,7 @@ if (import.meta.main) {
     const listener = Deno.listen(address);
     let stop = (_exitCode: number) => {
       listener[Symbol.dispose]();
-      // A second signal ends the program. `deno task` repeats Ctrl-C at once.
+      // The next one ends the program, but `deno task` repeats Ctrl-C at once.
       setTimeout(() => stop = Deno.exit, 100);
     };
     Deno.addSignalListener("SIGINT", () => stop(128 + 2));
