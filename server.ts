@@ -2,7 +2,6 @@
 /**
  * The TCP server of chapter 03 of "Build Your Own Redis": it reads once from
  * each client, writes `world`, prints what the client said and closes.
- *
  * @module
  */
 
@@ -12,8 +11,7 @@ const reply = encoder.encode("world");
 
 /**
  * The server's side of one exchange, step 6 of the chapter: one read of up to
- * 64 bytes, one write of `world`. (The chapter reads up to 63, as the last of
- * its 64 is for the zero that ends a string in C.) The caller closes.
+ * 64 bytes (63 in C, and a zero), one write of `world`. The caller closes.
  *
  * @returns What the client said, decoded from UTF-8, byte order mark included.
  * @throws {Error} If the client closes without sending, or one of them fails.
@@ -30,11 +28,13 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 /**
  * Yields what the listener accepts, step 5 of the chapter, until the listener
  * is closed. Unlike `for await (const conn of listener)`, it goes on after an
- * accept that fails (at once if only the peer was gone, otherwise with a line
- * on stderr and a second later), and leaving it does not close the listener.
+ * accept that fails (at once if only the peer was gone, otherwise a second
+ * after calling `onError`), and leaving it does not close the listener.
  */
 export async function* connections(
   listener: Deno.TcpListener,
+  // The message alone: Deno 2.9, out of files, panics where it prints a stack.
+  onError = (error: unknown) => console.error(`${error}`),
 ): AsyncGenerator<Deno.TcpConn> {
   // The codes of a peer that has reset before accept; systems differ in them.
   const reset = ["ECONNABORTED", "ECONNRESET", "EINVAL", "ENOTCONN"];
@@ -45,8 +45,8 @@ export async function* connections(
     } catch (error) {
       if (error instanceof Deno.errors.BadResource) return; // Listener closed.
       if (reset.includes((error as { code: string }).code)) continue;
+      onError(error);
       // Most likely too many open files: wait until some are closed.
-      report(error, listener.addr);
       await new Promise((resolve) => setTimeout(resolve, 1000));
       continue;
     }
@@ -82,9 +82,8 @@ export async function serve(
     }
   }
 
-  // Twice per timeout, closes what was open last time already. A timer for each
-  // connection would cost more, and after a pause of the program (Ctrl-S) all
-  // of them would fire before it reads the bytes that came meanwhile.
+  // Twice per timeout, closes what was open last time. A timer for each would
+  // cost more, and after a pause (Ctrl-S) fire before a byte is read.
   let older: Deno.TcpConn[] = [];
   function closeOlder() {
     for (const conn of older) {
@@ -96,7 +95,8 @@ export async function serve(
   const half = timeout / 2; // setInterval() takes up to 2 ** 31 - 1 (25 days).
   const timer = half > 2 ** 31 - 1 ? undefined : setInterval(closeOlder, half);
 
-  for await (const conn of connections(listener)) {
+  const onError = (error: unknown) => report(error, listener.addr);
+  for await (const conn of connections(listener, onError)) {
     // Not awaited here, so that no connection waits for another.
     open.set(conn, run(conn).then(() => open.delete(conn)));
   }
