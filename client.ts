@@ -8,10 +8,10 @@
 
 /**
  * The client's side of one exchange: one write of the message, one read of up
- * to 64 bytes (in C 63, and a zero at the end). The caller closes.
+ * to 64 bytes (63 in the chapter, for C's final zero). The caller closes.
  *
  * @returns What the server said, decoded from UTF-8, byte order mark included.
- * @throws {Error} If the server closes without a reply, or one of them fails.
+ * @throws {Error} If the server closes without a reply, or if either fails.
  */
 export async function exchange(
   conn: Deno.Conn,
@@ -47,11 +47,11 @@ export async function request(
   try {
     // socket() and connect(). At the end of the block, `using` calls close().
     using conn = await Deno.connect({ hostname, port, signal });
-    // The signal ends only the connecting. Closing ends a pending read; done
-    // so, and not by conn.close(), it may be followed by that of `using`.
+    // The signal ends only the connecting; a pending read ends by closing. This
+    // may be done twice, here and by `using`, where conn.close() would throw.
     const close = () => conn[Symbol.dispose]();
     signal?.addEventListener("abort", close);
-    // An event listener that stayed would keep the program alive until then.
+    // If the event listener stayed, the program would stay until the deadline.
     return await exchange(conn, bytes)
       .finally(() => signal?.removeEventListener("abort", close));
   } catch (error) {

@@ -10,11 +10,11 @@ const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 const reply = encoder.encode("world");
 
 /**
- * The server's side of one exchange, step 6 of the chapter: one read of up to
- * 64 bytes (63 in C, and a zero), one write of `world`. The caller closes.
+ * The server's side of one exchange, step 6: one read of up to 64 bytes (63 in
+ * the chapter, for C's final zero), one write of `world`. The caller closes.
  *
  * @returns What the client said, decoded from UTF-8, byte order mark included.
- * @throws {Error} If the client closes without sending, or one of them fails.
+ * @throws {Error} If the client closes without sending, or if either fails.
  */
 export async function exchange(conn: Deno.Conn): Promise<string> {
   const buffer = new Uint8Array(64);
