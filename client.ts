@@ -1,7 +1,7 @@
 #!/usr/bin/env -S deno run --allow-net
 /**
  * The TCP client of chapter 03 of "Build Your Own Redis": it connects, writes
- * `hello`, reads once, prints the reply and closes.
+ * `hello`, reads once, closes and prints the reply.
  *
  * @module
  */
@@ -11,7 +11,7 @@
  * to 64 bytes (63 in the chapter, for C's final zero). The caller closes.
  *
  * @returns What the server said, decoded from UTF-8, byte order mark included.
- * @throws {Error} If the server closes without a reply, or if either fails.
+ * @throws {Error} If the server closes without a reply, or write or read fails.
  */
 export async function exchange(
   conn: Deno.Conn,
@@ -29,7 +29,7 @@ export async function exchange(
 /**
  * Connects, makes one {@linkcode exchange}, closes and resolves to the reply.
  *
- * @throws {Error} If the message is not 1 to 64 bytes in UTF-8, if the exchange
+ * @throws {Error} If the message is not 1 to 64 bytes in UTF-8, if a call
  * fails, or if all takes over `timeout` milliseconds (`Infinity`: no limit).
  */
 export async function request(
@@ -38,11 +38,11 @@ export async function request(
   timeout: number = 10_000,
 ): Promise<string> {
   const bytes = new TextEncoder().encode(message);
-  // The server would wait for an empty one, and its one read takes 64 bytes.
+  // If it is empty, the server would wait; past 64 bytes, it would not read.
   if (bytes.length < 1 || bytes.length > 64) {
     throw new RangeError(`the message is ${bytes.length} bytes, not 1 to 64`);
   }
-  // AbortSignal.timeout() takes up to 2 ** 31 - 1 ms; more is over at once.
+  // AbortSignal.timeout() takes up to 2 ** 31 - 1 ms; more fires at once.
   const signal = timeout >= 2 ** 31 ? undefined : AbortSignal.timeout(timeout);
   try {
     // socket() and connect(). At the end of the block, `using` calls close().
@@ -51,7 +51,7 @@ export async function request(
     // may be done twice, here and by `using`, where conn.close() would throw.
     const close = () => conn[Symbol.dispose]();
     signal?.addEventListener("abort", close);
-    // If the event listener stayed, the program would stay until the deadline.
+    // Left there, the event listener would keep the program alive until then.
     return await exchange(conn, bytes)
       .finally(() => signal?.removeEventListener("abort", close));
   } catch (error) {
@@ -60,7 +60,7 @@ export async function request(
   }
 }
 
-/** Percent-encodes what would begin another line or steer the terminal. */
+/** Percent-encodes line breaks, control and bidirectional characters. */
 export function printable(text: string): string {
   return text.replace(/[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_C}]/gu, encodeURIComponent);
 }
@@ -73,14 +73,14 @@ const help = `Usage: deno run --allow-net client.ts [flags] [message]
 /**
  * Parses the arguments into an address, unchecked, and the message's words.
  *
- * @throws {Error} If a flag is unknown, or if `@std/cli` cannot be had for it.
+ * @throws {Error} If a flag is unknown, a word empty, or `@std/cli` not loaded.
  */
 export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number; _: string[] }> {
   const defaults = { hostname: "127.0.0.1", port: 1234 };
   if (!args.some((arg) => arg.startsWith("-"))) return { ...defaults, _: args };
-  // Named in import() itself, it would be fetched at start-up, flags or not.
+  // As a literal in import(), it would be fetched at start-up, flags or not.
   const name = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await import(name);
   return parseArgs(args, {
@@ -88,7 +88,7 @@ export async function parse(
     alias: { port: "p" },
     default: defaults,
     unknown: (arg: string, key?: string) => {
-      // An empty word is most likely the value that a flag should have had.
+      // Without a key it is a word; an empty one was meant as a flag's value.
       if (key || !arg) throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
@@ -97,7 +97,7 @@ export async function parse(
 if (import.meta.main) {
   let where = "client";
   try {
-    // Behind "--" come words of the message, even if they look like flags.
+    // After "--", even what looks like a flag is part of the message.
     const flag = Deno.args.find((arg) => ["--help", "-h", "--"].includes(arg));
     if (flag === "--help" || flag === "-h") {
       console.log(help);

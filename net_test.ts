@@ -5,7 +5,7 @@ import * as server from "./server.ts";
 
 // Where @std/assert cannot be fetched, node:assert has its equal.
 const { assertEquals } = await import("@std/assert").catch(async () => {
-  const name = "node:assert"; // In import() itself, it would ask for its types.
+  const name = "node:assert"; // A literal can fail for want of @types/node.
   return { assertEquals: (await import(name)).deepStrictEqual };
 });
 
@@ -19,10 +19,10 @@ const noCli = await missing("@std/cli", () => import("@std/cli/parse-args"));
 const exchange: (conn: Deno.TcpConn) => Promise<unknown> = server.exchange;
 
 /** Defines a test, which is ignored if something that it needs is missing. */
-function test(name: string, missing: string, fn: () => Promise<void>) {
+function test(name: string, need: string, fn: () => Promise<void>) {
   // Something left open fails the test and, from Deno 2.8 on, so does a hang.
   const checks = { sanitizeOps: true, sanitizeResources: true, timeout: 9000 };
-  Deno.test({ ...checks, name: name + missing, ignore: missing !== "", fn });
+  Deno.test({ ...checks, name: name + need, ignore: need !== "", fn });
 }
 
 /**
@@ -39,7 +39,7 @@ async function serving(
     // Ports vary: 1234 stands for the server's own, 49152 for a client's.
     const own = line.includes(`port ${listener.addr.port}:`);
     lines.push(line.replace(/port \d+/, own ? "port 1234" : "port 49152"));
-    throw new Error("No space left on device"); // This must not matter.
+    throw new Error("No space left on device"); // serve() must not mind.
   };
   const served = server.serve(listener, async (conn) => {
     lines.push(await handler(conn));
@@ -137,7 +137,7 @@ test("silent clients hold up nobody, nor the end for long", noNet, async () => {
   assertEquals(lines, ["hello", line, line, "hello", line]);
 });
 
-test("no time limit is taken for a shorter one", noNet, async () => {
+test("no long time limit becomes a short one", noNet, async () => {
   const handler = (conn: Deno.Conn) =>
     sleep(50).then(() => server.exchange(conn));
   for (const timeout of [2 ** 31, 2 ** 32 - 1, 2 ** 32, Infinity]) {
@@ -164,7 +164,9 @@ test("what a handler throws is one line", noNet, async () => {
     [() => Promise.reject(Symbol("text")), "Symbol(text)"],
     [() => Promise.reject(Object.create(null)), "[Object: null prototype] {}"],
     [(conn) => Promise.all([read(conn), conn.close()]), "operation canceled"],
+    [() => Promise.reject(new TypeError()), "TypeError"],
     [(conn) => sleep(300).then(() => read(conn)), "timed out"],
+    [() => sleep(300).then(() => Promise.reject(Error("late"))), "late"],
   ];
   for (const [handler, text] of handlers) {
     const lines = await serving(silence, { handler, timeout: 100 });

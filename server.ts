@@ -14,7 +14,7 @@ const reply = encoder.encode("world");
  * the chapter, for C's final zero), one write of `world`. The caller closes.
  *
  * @returns What the client said, decoded from UTF-8, byte order mark included.
- * @throws {Error} If the client closes without sending, or if either fails.
+ * @throws {Error} If the client closes without sending, or read or write fails.
  */
 export async function exchange(conn: Deno.Conn): Promise<string> {
   const buffer = new Uint8Array(64);
@@ -28,15 +28,15 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 /**
  * Yields what the listener accepts, step 5 of the chapter, until the listener
  * is closed. Unlike `for await (const conn of listener)`, it goes on after an
- * accept that fails (at once if only the peer was gone, otherwise a second
- * after calling `onError`), and leaving it does not close the listener.
+ * accept that fails: at once if only the peer was gone, else a second after
+ * `onError`. It closes neither the listener, when left, nor the connections.
  */
 export async function* connections(
   listener: Deno.TcpListener,
   // The message alone: Deno 2.9, out of files, panics where it prints a stack.
   onError = (error: unknown) => console.error(`${error}`),
 ): AsyncGenerator<Deno.TcpConn> {
-  // The codes of a peer that has reset before accept; systems differ in them.
+  // Error codes if the peer has reset before accept; systems differ in them.
   const reset = ["ECONNABORTED", "ECONNRESET", "EINVAL", "ENOTCONN"];
   while (true) {
     let conn;
@@ -46,7 +46,7 @@ export async function* connections(
       if (error instanceof Deno.errors.BadResource) return; // Listener closed.
       if (reset.includes((error as { code: string }).code)) continue;
       onError(error);
-      // Most likely too many open files: wait until some are closed.
+      // Most likely too many open files: in a second some may be closed.
       await new Promise((resolve) => setTimeout(resolve, 1000));
       continue;
     }
@@ -56,11 +56,10 @@ export async function* connections(
 
 /**
  * Calls the handler for each connection; none waits for another. A connection
- * is closed when its handler ends, or else between half of `timeout` and all
- * of it, in milliseconds from accept, busy or idle. That does not stop the
- * handler, but its next read or write fails. What it throws is one line on
- * stderr. For long-lived connections give a large timeout, or `Infinity`.
- *
+ * is closed when its handler ends, or else, busy or idle, `timeout` / 2 to
+ * `timeout` milliseconds after accept. The handler goes on then, but its reads
+ * and writes fail. The message of what it throws is one line on stderr. For
+ * long-lived connections give a large timeout, or `Infinity` (not 0) for none.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
@@ -76,14 +75,16 @@ export async function serve(
     try {
       await handler(conn);
     } catch (error) {
-      report(timedOut.has(conn) ? "timed out" : error, conn.remoteAddr);
+      const { Interrupted, BadResource } = Deno.errors;
+      const cut = error instanceof Interrupted || error instanceof BadResource;
+      report(cut && timedOut.has(conn) ? "timed out" : error, conn.remoteAddr);
     } finally {
-      conn[Symbol.dispose](); // The chapter's close(). A second does no harm.
+      conn[Symbol.dispose](); // The chapter's close(); a second is no error.
     }
   }
 
-  // Twice per timeout, closes what was open last time. A timer for each would
-  // cost more, and after a pause (Ctrl-S) fire before a byte is read.
+  // Twice per timeout, closes what was open last time. With a timer each, even
+  // the newest would be closed after a pause (Ctrl-S), their bytes unread.
   let older: Deno.TcpConn[] = [];
   function closeOlder() {
     for (const conn of older) {
@@ -97,32 +98,31 @@ export async function serve(
 
   const onError = (error: unknown) => report(error, listener.addr);
   for await (const conn of connections(listener, onError)) {
-    // Not awaited here, so that no connection waits for another.
-    open.set(conn, run(conn).then(() => open.delete(conn)));
+    open.set(conn, run(conn).then(() => open.delete(conn))); // not awaited
   }
   await Promise.all(open.values());
   clearInterval(timer);
 }
 
-/** Percent-encodes what would begin another line or steer the terminal. */
+/** Percent-encodes line breaks, control and bidirectional characters. */
 export function printable(text: string): string {
   return text.replace(/[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_C}]/gu, encodeURIComponent);
 }
 
-/** Prints a line on stdout. `console.log` would cost a fifth of the speed. */
+/** Prints a line on stdout, which costs less than `console.log`. */
 function print(line: string) {
   let bytes = encoder.encode(`${printable(line)}\n`);
   while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
 }
 
-/** Says on stderr, in one line, what happened and, if it is known, where. */
+/** Prints one line on stderr: what happened and, if known, at which address. */
 function report(what: unknown, at?: Deno.TcpListenOptions) {
   try {
-    if (what instanceof Error) what = what.message;
+    if (what instanceof Error) what = what.message || what.name;
     if (typeof what !== "string") what = Deno.inspect(what);
     const where = at ? `${at.hostname} port ${at.port}: ` : "";
     console.error(printable(`server: ${where}${what}`));
-  } catch { /* On a full disk the line is lost, but the server goes on. */ }
+  } catch { /* If stderr fails (a full disk), only the line is lost. */ }
 }
 
 const help = `Usage: deno run --allow-net server.ts [flags]
@@ -133,10 +133,10 @@ const help = `Usage: deno run --allow-net server.ts [flags]
 export async function parse(args: string[]): Promise<Deno.TcpListenOptions> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   if (args.length === 0) return defaults;
-  // Named in import() itself, it would be fetched at start-up, flags or not.
+  // As a literal in import(), it would be fetched at start-up, flags or not.
   const name = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await import(name);
-  // `deno task server -- -p 0` hands "--" on; what is behind it are flags, too.
+  // `deno task server -- -p 0` passes "--" on; flags may follow it.
   return parseArgs(args.filter((arg) => arg !== "--"), {
     string: ["hostname"],
     alias: { port: "p" },
@@ -159,7 +159,7 @@ if (import.meta.main) {
     const listener = Deno.listen(address);
     let stop = (_exitCode: number) => {
       listener[Symbol.dispose]();
-      // The next one ends the program, but `deno task` repeats Ctrl-C at once.
+      // A later signal exits; not at once, because `deno task` repeats Ctrl-C.
       setTimeout(() => stop = Deno.exit, 100);
     };
     Deno.addSignalListener("SIGINT", () => stop(128 + 2));
