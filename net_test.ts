@@ -1,274 +1,186 @@
-/** Tests: over sockets with `deno test --allow-net`, in memory without it. */
-
+/**
+ * `deno test --allow-net` runs all tests. `deno test` alone, which never asks
+ * for a permission, ignores those that need a socket.
+ */
 import * as client from "./client.ts";
 import * as server from "./server.ts";
 
 // Where @std/assert cannot be fetched, node:assert has its equal.
 const { assertEquals } = await import("@std/assert").catch(async () => {
-  const name = "node:assert"; // A literal can fail for want of @types/node.
+  const name = "node:assert"; // As a literal, it asks for @types/node.
   return { assertEquals: (await import(name)).deepStrictEqual };
 });
+const net = Deno.permissions.querySync({ name: "net", host: "127.0.0.1" });
+const netAllowed = net.state === "granted";
 
-/** Resolves to "" if `attempt` succeeds, otherwise to a note for test names. */
-const missing = (what: string, attempt: () => unknown) =>
-  Promise.resolve().then(attempt).then(() => "", () => ` (needs ${what})`);
-const listen = (hostname = "127.0.0.1") => Deno.listen({ hostname, port: 0 });
-const noNet = await missing("--allow-net", () => listen().close());
-const noIPv6 = noNet || await missing("IPv6", () => listen("::1").close());
-const noCli = await missing("@std/cli", () => import("@std/cli/parse-args"));
-const exchange: (conn: Deno.TcpConn) => Promise<unknown> = server.exchange;
-
-/** Defines a test, which is ignored if something that it needs is missing. */
-function test(name: string, need: string, fn: () => Promise<void>) {
-  // Something left open fails the test and, from Deno 2.8 on, so does a hang.
-  const checks = { sanitizeOps: true, sanitizeResources: true, timeout: 9000 };
-  Deno.test({ ...checks, name: name + need, ignore: need !== "", fn });
-}
-
-/**
- * Serves while `run` runs. Resolves, when the server has ended, to what its
- * handlers resolved to and what it said on stderr, in the order they came.
- */
-async function serving(
-  run: (listener: Deno.TcpListener) => Promise<unknown>,
-  { handler = exchange, timeout = 10_000, listener = listen() } = {},
-): Promise<unknown[]> {
-  const lines: unknown[] = [];
-  const { error } = console;
-  console.error = (line) => {
-    // Ports vary: 1234 stands for the server's own, 49152 for a client's.
-    const own = line.includes(`port ${listener.addr.port}:`);
-    lines.push(line.replace(/port \d+/, own ? "port 1234" : "port 49152"));
-    throw new Error("No space left on device"); // serve() must not mind.
-  };
-  const served = server.serve(listener, async (conn) => {
-    lines.push(await handler(conn));
-  }, timeout);
-  try {
-    await run(listener);
-  } finally {
+Deno.test({
+  name: "the client gets world, the server hears hello (needs --allow-net)",
+  ignore: !netAllowed,
+  async fn() {
+    const heard: string[] = [];
+    const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const served = server.serve(listener, async (conn) => {
+      heard.push(await server.exchange(conn));
+    });
+    const reply = await client.request(listener.addr, "hello");
     listener.close();
     await served;
-    console.error = error;
-  }
+    assertEquals(reply, "world");
+    assertEquals(heard, ["hello"]);
+  },
+});
+
+/** Defines a test over TCP, which fails if it leaves something open. */
+function testTcp(name: string, fn: () => Promise<void>) {
+  const checks = { sanitizeOps: true, sanitizeResources: true };
+  name += " (needs --allow-net)";
+  Deno.test({ name, ignore: !netAllowed, ...checks, fn });
+}
+
+type Address = { hostname: string; port: number };
+const listen = () => Deno.listen({ hostname: "127.0.0.1", port: 0 });
+const hello = (address: Address) => client.request(address, "hello");
+const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+/** Resolves to the message of what a promise rejects with. */
+const failure = (promise: Promise<unknown>) => promise.catch((e) => e.message);
+
+/** Serves until the clients have ended, and then the last handler. */
+async function serving(
+  handler: (conn: Deno.TcpConn) => Promise<unknown>,
+  clients: (address: Address) => Promise<unknown>,
+  listener = listen(),
+) {
+  const served = server.serve(listener, handler);
+  await clients(listener.addr).finally(() => listener.close());
+  await served;
+}
+
+/** The same; resolves to what was said on stderr, without the addresses. */
+async function stderrOf(...args: Parameters<typeof serving>) {
+  const lines: string[] = [];
+  const { error } = console;
+  console.error = (line) => lines.push(line.replace(/^.* port \d+: /, ""));
+  await serving(...args).finally(() => console.error = error);
   return lines;
 }
 
-const connect = ({ addr: { hostname, port } }: Deno.TcpListener) =>
-  Deno.connect({ hostname, port });
-
-/** A client that makes one exchange. */
-async function hello({ addr }: Deno.TcpListener, timeout?: number) {
-  assertEquals(await client.request(addr, "hello", timeout), "world");
-}
-
-/** A client that sends nothing and waits until the server closes. */
-async function silence(listener: Deno.TcpListener) {
-  using conn = await connect(listener);
-  assertEquals(await conn.read(new Uint8Array(64)), null);
-}
-
-const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
-const encode = (text: string) => new TextEncoder().encode(text);
-/** Resolves to the class and the message of what a promise rejects with. */
-const failure = (promise: Promise<unknown>) =>
-  promise.then(() => "none", (error) => `${error.name}: ${error.message}`);
-
-/**
- * A connection in memory. A read gets the beginning of `incoming`, null being
- * the end of the stream; `write` may return that it took only so many bytes.
- */
-function memoryConn(
-  incoming: null | Uint8Array | Promise<Uint8Array>,
-  write: (bytes: Uint8Array) => number | void,
-): Deno.Conn {
-  return {
-    read: async (buffer: Uint8Array) => {
-      const bytes = (await incoming)?.subarray(0, buffer.length);
-      if (bytes) buffer.set(bytes);
-      return bytes?.length ?? null;
-    },
-    write: async (bytes: Uint8Array) => await write(bytes) ?? bytes.length,
-  } as Deno.Conn;
-}
-
-test("the client gets world, the server hears hello", noNet, async () => {
-  assertEquals(await serving(hello), ["hello"]);
-});
-
-test("hello and world go both ways over IPv6", noIPv6, async () => {
-  assertEquals(await serving(hello, { listener: listen("::1") }), ["hello"]);
-});
-
-test("hello and world go both ways in memory", "", async () => {
-  const toServer = Promise.withResolvers<Uint8Array>();
-  const toClient = Promise.withResolvers<Uint8Array>();
-  const conn = memoryConn(toClient.promise, toServer.resolve);
-  const said = await Promise.all([
-    server.exchange(memoryConn(toServer.promise, toClient.resolve)),
-    client.exchange(conn, encode("hello")),
-  ]);
-  assertEquals(said, ["hello", "world"]);
-});
-
-test("of twenty clients at once each has its own exchange", noNet, async () => {
+testTcp("many clients at once, beside a silent one", async () => {
   const messages = [..."abcdefghijklmnopqrs", "é".repeat(32)];
-  const lines = await serving(({ addr }) =>
-    Promise.all(messages.map((message) => client.request(addr, message)))
-  );
-  assertEquals(lines.sort(), messages);
-});
-
-test("silent clients hold up nobody, nor the end for long", noNet, async () => {
-  let last = Promise.resolve();
-  const lines = await serving(async (listener) => {
-    const start = performance.now();
-    const silent = [silence(listener), silence(listener)];
-    await hello(listener);
-    await Promise.all(silent);
-    // Closed after 1000 ms, not 500 or 2000; a busy machine may be late.
-    const took = performance.now() - start;
-    assertEquals([took > 750, took < 1750], [true, true]);
-    last = silence(listener);
-    await hello(listener); // Now the last one, which came first, is accepted.
-  }, { timeout: 1000 });
-  await last;
-  const line = "server: 127.0.0.1 port 49152: timed out";
-  assertEquals(lines, ["hello", line, line, "hello", line]);
-});
-
-test("no long time limit becomes a short one", noNet, async () => {
-  const handler = (conn: Deno.Conn) =>
-    sleep(50).then(() => server.exchange(conn));
-  for (const timeout of [2 ** 31, 2 ** 32 - 1, 2 ** 32, Infinity]) {
-    const run = (listener: Deno.TcpListener) => hello(listener, timeout);
-    assertEquals(await serving(run, { handler, timeout }), ["hello"]);
-  }
-});
-
-test("an exchange under way outlives the listener", noNet, async () => {
-  let late = Promise.resolve("");
-  const lines = await serving(async (listener) => {
-    const conn = await connect(listener);
-    await hello(listener); // Now conn, which came first, is accepted.
-    late = sleep(50).then(() => client.exchange(conn, encode("late")))
-      .finally(() => conn.close());
+  const heard: string[] = [];
+  await serving(async (conn) => {
+    const said = await server.exchange(conn);
+    await sleep(50); // serve() has to wait for the last handler.
+    heard.push(said);
+  }, async (address) => {
+    using silent = await Deno.connect(address);
+    await Promise.all(messages.map(async (message) => {
+      assertEquals(await client.request(address, message), "world");
+    }));
+    assertEquals(await client.exchange(silent, "late"), "world");
   });
-  assertEquals([...lines, await late], ["hello", "late", "world"]);
+  assertEquals(heard.sort(), [...messages, "late"].sort());
 });
 
-test("what a handler throws is one line", noNet, async () => {
-  const read = (conn: Deno.Conn) => conn.read(new Uint8Array(64));
-  const handlers: [typeof exchange, string][] = [
-    [() => Promise.reject(new Error("two\nlines")), "two%0Alines"],
-    [() => Promise.reject(Symbol("text")), "Symbol(text)"],
-    [() => Promise.reject(Object.create(null)), "[Object: null prototype] {}"],
-    [(conn) => Promise.all([read(conn), conn.close()]), "operation canceled"],
-    [() => Promise.reject(new TypeError()), "TypeError"],
-    [(conn) => sleep(300).then(() => read(conn)), "timed out"],
-    [() => sleep(300).then(() => Promise.reject(Error("late"))), "late"],
-  ];
-  for (const [handler, text] of handlers) {
-    const lines = await serving(silence, { handler, timeout: 100 });
-    assertEquals(lines, [`server: 127.0.0.1 port 49152: ${text}`]);
-  }
+testTcp("a client that is silent, or closes, is one line", async () => {
+  const exchange = (conn: Deno.Conn) =>
+    server.deadline(server.exchange(conn), 100);
+  const lines = await stderrOf(exchange, async (address) => {
+    using silent = await Deno.connect(address);
+    (await Deno.connect(address)).close();
+    assertEquals(await hello(address), "world");
+    assertEquals(await silent.read(new Uint8Array(1)), null);
+  });
+  assertEquals(lines, ["closed without sending", "timed out"]);
 });
 
-test("a failed accept ends nothing, a reset costs no time", noNet, async () => {
-  const codes = ["ECONNABORTED", "ECONNRESET", "EINVAL", "ENOTCONN", "EMFILE"];
+testTcp("whatever a handler throws is one line", async () => {
+  const reasons = [new Error("two\nlines"), Symbol("text")];
+  const lines = await stderrOf(async (conn) => {
+    await server.exchange(conn);
+    conn.close(); // That it is closed already must not matter.
+    throw reasons.shift();
+  }, (address) => hello(address).then(() => hello(address)));
+  assertEquals(lines, ["two%0Alines", "Symbol(text)"]);
+});
+
+testTcp("a failed accept waits for a close, or for a second", async () => {
+  // Here accept succeeds once, fails five times, then always succeeds.
+  const clientGone = ["ECONNABORTED", "ECONNRESET", "ENOTCONN"];
+  const codes = ["", "EMFILE", ...clientGone, "EMFILE"];
   const listener = listen();
   const accept = listener.accept.bind(listener);
-  listener.accept = () => {
+  listener.accept = async () => {
     const code = codes.shift();
-    if (!code) return accept();
-    return Promise.reject(Object.assign(new Error(code), { code }));
+    if (code) throw Object.assign(new Error(code), { code });
+    return await accept();
   };
   const start = performance.now();
-  const line = "server: 127.0.0.1 port 1234: EMFILE";
-  assertEquals(await serving(hello, { listener }), [line, "hello"]);
+  const lines = await stderrOf(server.exchange, async (address) => {
+    using first = await Deno.connect(address);
+    await sleep(100); // Then serve() waits, and is woken by this exchange.
+    await client.exchange(first, "hello");
+    await hello(address); // Nothing wakes it from its second wait.
+  }, listener);
+  assertEquals(lines, ["EMFILE", "EMFILE"]);
   assertEquals(Math.round((performance.now() - start) / 1000), 1);
 });
 
-test("leaving the loop leaves the listener open", noNet, async () => {
-  const listener = listen();
-  for (let i = 0; i < 2; i++) {
-    using _peer = await connect(listener);
-    for await (using _conn of server.connections(listener)) break;
-  }
-  listener.close();
-  for await (using _conn of server.connections(listener)); // Ends by itself.
-});
+/** A connection in memory whose peer sends, and takes, so many bytes. */
+function fake(sends: number | null, takes: number) {
+  const read = ({ length }: Uint8Array) => sends && Math.min(sends, length);
+  return { read, write: () => takes } as unknown as Deno.Conn;
+}
 
-test("a client says that it was refused", noNet, async () => {
-  const listener = listen();
-  listener.close();
-  const refused = await failure(hello(listener));
-  assertEquals(refused.split(":")[0], "ConnectionRefused");
-});
-
-test("a client ends at its deadline, wherever it waits", noNet, async () => {
-  // On Linux two are connected without a reply, two not even connected.
-  const options = { hostname: "127.0.0.1", port: 0, tcpBacklog: 1 };
-  using listener = Deno.listen(options);
-  const start = performance.now();
-  const four = Array.from({ length: 4 }, () => failure(hello(listener, 200)));
-  const reason = "Error: timed out after 0.2 seconds";
-  assertEquals(await Promise.all(four), Array(4).fill(reason));
-  assertEquals(performance.now() - start > 150, true);
-});
-
-test("0 and 65 bytes are refused before connecting", "", async () => {
-  const nowhere = { hostname: "127.0.0.1", port: 1 };
-  for (const message of ["", "é".repeat(32) + "!"]) {
-    const { length } = encode(message);
-    const reason = `RangeError: the message is ${length} bytes, not 1 to 64`;
-    assertEquals(await failure(client.request(nowhere, message)), reason);
-  }
-});
-
-test("one read of 64 bytes, one write, and no part of it", "", async () => {
-  const whole = memoryConn(new Uint8Array(65), () => {});
-  const part = memoryConn(new Uint8Array(65), () => 3);
-  const closed = memoryConn(null, () => {});
+Deno.test("one read of 64 bytes, one write, and no part of it", async () => {
   for (const { exchange } of [server, client]) {
-    assertEquals((await exchange(whole, encode("hello"))).length, 64);
-    const cut = await failure(exchange(part, encode("hello")));
-    assertEquals(cut, "Error: wrote only 3 bytes");
-    const unsaid = await failure(exchange(closed, encode("hello")));
-    assertEquals(unsaid.slice(0, 22), "Error: closed without ");
+    assertEquals((await exchange(fake(65, 5), "hello")).length, 64);
+    const part = await failure(exchange(fake(65, 3), "hello"));
+    assertEquals(part, "wrote only 3 bytes");
+    const closed = await failure(exchange(fake(null, 5), "hello"));
+    assertEquals(`${closed}`.slice(0, 15), "closed without ");
   }
 });
 
-test("what is said is decoded whole and printed in one line", "", async () => {
-  const bytes = new Uint8Array([0xef, 0xbb, 0xbf, 0x25, 0xc3]);
-  const conn = memoryConn(bytes, () => {});
-  for (const { exchange, printable } of [server, client]) {
-    assertEquals(await exchange(conn, encode("hello")), "\ufeff%\ufffd");
-    assertEquals(printable("\ufeff% \ufffdé漢🙂"), "\ufeff% \ufffdé漢🙂");
-    assertEquals(printable("\x1b\r\n\x7f\x9b"), "%1B%0D%0A%7F%C2%9B");
-    assertEquals(printable("\u2028\u2029"), "%E2%80%A8%E2%80%A9");
-    assertEquals(printable("\u061c\u2069"), "%D8%9C%E2%81%A9");
-  }
+Deno.test("what a peer says is printed in one line", () => {
+  const text = "% \ufffdé漢🙂";
+  const hostile = "\x1b\r\n\x7f\x9b\u2028\u2029\u061c\u2069";
+  const encoded = "%1B%0D%0A%7F%C2%9B%E2%80%A8%E2%80%A9%D8%9C%E2%81%A9";
+  assertEquals(server.printable(text + hostile), text + encoded);
+  assertEquals(client.printable(text + hostile), text + encoded);
 });
 
-test("without a flag no package is needed", "", async () => {
-  assertEquals(await server.parse([]), { hostname: "0.0.0.0", port: 1234 });
-  const { hostname, port, _ } = await client.parse(["good", "morning"]);
-  assertEquals([hostname, port, ..._], ["127.0.0.1", 1234, "good", "morning"]);
+Deno.test("without a flag the words are the message", async () => {
+  const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
+  assertEquals(await client.parse([]), defaults);
+  const message = "é".repeat(31) + " 2";
+  const words = message.split(" ");
+  assertEquals(await client.parse(words), { ...defaults, message });
+  const reason = "the message is 65 bytes, not 1 to 64";
+  assertEquals(await failure(client.parse([message + "!"])), reason);
+  assertEquals(await failure(client.parse([""])), reason.replace("65", "0"));
 });
 
-test("flags count, and unknown arguments are refused", noCli, async () => {
-  const address = (to: Deno.TcpListenOptions) => `${to.hostname} ${to.port}`;
-  assertEquals(address(await server.parse(["-p", "0"])), "0.0.0.0 0");
-  const behind = await server.parse(["--", "--hostname=::"]);
-  assertEquals(address(behind), ":: 1234");
-  assertEquals(address(await client.parse(["-p", "80"])), "127.0.0.1 80");
-  const sent = await client.parse(["007", "--hostname", "::1", "--", "-5"]);
-  assertEquals(`${address(sent)} ${sent._}`, "::1 1234 007,-5");
-  for (const arg of ["--prt", "-x", "--no-port", "--constructor", "", "word"]) {
-    const reason = `Error: unknown argument "${arg}", see --help`;
-    assertEquals(await failure(server.parse([arg])), reason);
-    const outcome = await failure(client.parse(["--port=80", arg]));
-    assertEquals(outcome, arg === "word" ? "none" : reason);
-  }
+const noCli = await import("@std/cli/parse-args").then(() => false, () => true);
+
+Deno.test({
+  name: "flags are obeyed or refused (needs @std/cli)",
+  ignore: noCli,
+  async fn() {
+    const flags = ["--hostname=::1", "-p", "0"];
+    const address = { hostname: "::1", port: 0 };
+    assertEquals(await server.parse(["--", ...flags]), address);
+    const sent = { ...address, message: "007 -5" };
+    assertEquals(await client.parse(["007", ...flags, "--", "-5"]), sent);
+    for (const { parse } of [server, client]) {
+      for (const arg of ["--prt", "-x", "--no-port", "--constructor"]) {
+        const reason = `unknown argument "${arg}", see --help`;
+        assertEquals(await failure(parse([arg])), reason);
+      }
+      for (const args of [["--port"], ["--port="], ["-p", "80x"]]) {
+        assertEquals(await failure(parse(args)), "--port takes a number");
+      }
+    }
+    const word = 'unknown argument "word", see --help';
+    assertEquals(await failure(server.parse(["word"])), word);
+  },
 });

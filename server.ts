@@ -2,18 +2,20 @@
 /**
  * The TCP server of chapter 03 of "Build Your Own Redis": it reads once from
  * each client, writes `world`, prints what the client said and closes.
+ *
+ * The chapter's steps 1 to 4, socket to listen, are `Deno.listen` at the end of
+ * this file; step 5, accept, and closing are in `serve`; step 6 is `exchange`.
  * @module
  */
 
 const encoder = new TextEncoder();
-const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+const decoder = new TextDecoder();
 const reply = encoder.encode("world");
 
 /**
- * The server's side of one exchange, step 6: one read of up to 64 bytes (63 in
- * the chapter, for C's final zero), one write of `world`. The caller closes.
- *
- * @returns What the client said, decoded from UTF-8, byte order mark included.
+ * The server's side of one exchange, step 6: one read of up to 64 bytes, one
+ * write of `world`. The caller closes.
+ * @returns What the client said, decoded from UTF-8.
  * @throws {Error} If the client closes without sending, or read or write fails.
  */
 export async function exchange(conn: Deno.Conn): Promise<string> {
@@ -26,102 +28,78 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 }
 
 /**
- * Yields what the listener accepts, step 5 of the chapter, until the listener
- * is closed. Unlike `for await (const conn of listener)`, it goes on after an
- * accept that fails: at once if only the peer was gone, else a second after
- * `onError`. It closes neither the listener, when left, nor the connections.
- */
-export async function* connections(
-  listener: Deno.TcpListener,
-  // The message alone: Deno 2.9, out of files, panics where it prints a stack.
-  onError = (error: unknown) => console.error(`${error}`),
-): AsyncGenerator<Deno.TcpConn> {
-  // Error codes if the peer has reset before accept; systems differ in them.
-  const reset = ["ECONNABORTED", "ECONNRESET", "EINVAL", "ENOTCONN"];
-  while (true) {
-    let conn;
-    try {
-      conn = await listener.accept();
-    } catch (error) {
-      if (error instanceof Deno.errors.BadResource) return; // Listener closed.
-      if (reset.includes((error as { code: string }).code)) continue;
-      onError(error);
-      // Most likely too many open files: in a second some may be closed.
-      await new Promise((resolve) => setTimeout(resolve, 1000));
-      continue;
-    }
-    yield conn;
-  }
-}
-
-/**
- * Calls the handler for each connection; none waits for another. A connection
- * is closed when its handler ends, or else, busy or idle, `timeout` / 2 to
- * `timeout` milliseconds after accept. The handler goes on then, but its reads
- * and writes fail. The message of what it throws is one line on stderr. For
- * long-lived connections give a large timeout, or `Infinity` (not 0) for none.
+ * Accepts connections, step 5, and calls the handler for each, many at a time.
+ * A connection is closed when its handler has ended; what the handler throws is
+ * one line on stderr. There is no time limit but the handler's own, such as
+ * {@linkcode deadline}.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
   listener: Deno.TcpListener,
   handler: (conn: Deno.TcpConn) => Promise<unknown>,
-  timeout: number = 10_000,
 ): Promise<void> {
-  // The open connections, each with a promise for the end of its handler.
-  const open = new Map<Deno.TcpConn, Promise<unknown>>();
-  const timedOut = new WeakSet<Deno.TcpConn>();
+  let open = 0; // How many connections are open.
+  let onClose = () => {}; // Called when one of them has been closed.
+  const nextClose = () => new Promise<void>((resolve) => onClose = resolve);
 
-  async function run(conn: Deno.TcpConn) {
+  async function serveOne(conn: Deno.TcpConn) {
+    open++;
     try {
       await handler(conn);
     } catch (error) {
-      const { Interrupted, BadResource } = Deno.errors;
-      const cut = error instanceof Interrupted || error instanceof BadResource;
-      report(cut && timedOut.has(conn) ? "timed out" : error, conn.remoteAddr);
-    } finally {
-      conn[Symbol.dispose](); // The chapter's close(); a second is no error.
+      report(error, conn.remoteAddr);
     }
+    // The chapter's close(). Here conn.close() would throw if the handler has
+    // called it already.
+    conn[Symbol.dispose]();
+    open--;
+    onClose();
   }
 
-  // Twice per timeout, closes what was open last time. With a timer each, even
-  // the newest would be closed after a pause (Ctrl-S), their bytes unread.
-  let older: Deno.TcpConn[] = [];
-  function closeOlder() {
-    for (const conn of older) {
-      timedOut.add(conn);
-      conn[Symbol.dispose]();
-    }
-    older = [...open.keys()];
+  async function acceptFailed(error: unknown) {
+    // The client had gone before it was accepted; the code differs by system.
+    const clientGone = ["ECONNABORTED", "ECONNRESET", "ENOTCONN"];
+    if (clientGone.includes((error as { code: string }).code)) return;
+    report(error, listener.addr);
+    // Most likely too many open files, and each connection is one: wait for the
+    // next one to be closed, but at most a second.
+    await deadline(nextClose(), 1000).catch(() => {});
   }
-  const half = timeout / 2; // setInterval() takes up to 2 ** 31 - 1 (25 days).
-  const timer = half > 2 ** 31 - 1 ? undefined : setInterval(closeOlder, half);
 
-  const onError = (error: unknown) => report(error, listener.addr);
-  for await (const conn of connections(listener, onError)) {
-    open.set(conn, run(conn).then(() => open.delete(conn))); // not awaited
+  while (true) {
+    try {
+      const conn = await listener.accept();
+      serveOne(conn); // Not awaited: the next client need not wait for this one.
+    } catch (error) {
+      if (error instanceof Deno.errors.BadResource) break; // Listener closed.
+      await acceptFailed(error);
+    }
   }
-  await Promise.all(open.values());
-  clearInterval(timer);
+  while (open > 0) await nextClose();
 }
 
-/** Percent-encodes line breaks, control and bidirectional characters. */
+/**
+ * The same result as `work`, but fails with `timed out` after `ms` milliseconds.
+ * The work goes on then, until its connection is closed.
+ */
+export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error("timed out")), ms);
+    work.then(resolve, reject).finally(() => clearTimeout(timer));
+  });
+}
+
+/** Percent-encodes line breaks, control and text direction characters. */
 export function printable(text: string): string {
-  return text.replace(/[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_C}]/gu, encodeURIComponent);
-}
-
-/** Prints a line on stdout, which costs less than `console.log`. */
-function print(line: string) {
-  let bytes = encoder.encode(`${printable(line)}\n`);
-  while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
+  return text.replace(/[\p{Zl}\p{Zp}\p{Cc}\p{Bidi_C}]/gu, encodeURIComponent);
 }
 
 /** Prints one line on stderr: what happened and, if known, at which address. */
-function report(what: unknown, at?: Deno.TcpListenOptions) {
+function report(what: unknown, at?: { hostname: string; port: number }) {
   try {
-    if (what instanceof Error) what = what.message || what.name;
-    if (typeof what !== "string") what = Deno.inspect(what);
     const where = at ? `${at.hostname} port ${at.port}: ` : "";
-    console.error(printable(`server: ${where}${what}`));
+    const text = what instanceof Error ? what.message : String(what);
+    console.error(printable(`server: ${where}${text}`));
   } catch { /* If stderr fails (a full disk), only the line is lost. */ }
 }
 
@@ -129,15 +107,17 @@ const help = `Usage: deno run --allow-net server.ts [flags]
   --hostname  name or address to listen on (default 0.0.0.0: all of IPv4)
   -p, --port  0 to 65535; 0 lets the system choose (default 1234)`;
 
-/** Parses arguments into an address, unchecked; throws if one is unknown. */
-export async function parse(args: string[]): Promise<Deno.TcpListenOptions> {
+/** Parses the arguments; throws if one is unknown or `@std/cli` not loaded. */
+export async function parse(
+  args: string[],
+): Promise<{ hostname: string; port: number }> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   if (args.length === 0) return defaults;
-  // As a literal in import(), it would be fetched at start-up, flags or not.
+  // In a variable: Deno would download import("jsr:…") at start, flags or not.
   const name = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await import(name);
-  // `deno task server -- -p 0` passes "--" on; flags may follow it.
-  return parseArgs(args.filter((arg) => arg !== "--"), {
+  // `deno task server -- -p 0` also passes the `--`.
+  const { hostname, port } = parseArgs(args.filter((arg) => arg !== "--"), {
     string: ["hostname"],
     alias: { port: "p" },
     default: defaults,
@@ -145,29 +125,36 @@ export async function parse(args: string[]): Promise<Deno.TcpListenOptions> {
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
+  // parseArgs() has made a number of what looks like one.
+  if (typeof port !== "number") throw new Error("--port takes a number");
+  return { hostname, port };
 }
 
 if (import.meta.main) {
+  if (Deno.args.includes("-h") || Deno.args.includes("--help")) {
+    console.log(help);
+    Deno.exit();
+  }
   let address;
   try {
-    if (Deno.args.includes("--help") || Deno.args.includes("-h")) {
-      console.log(help);
-      Deno.exit();
-    }
     address = await parse(Deno.args);
-    // Steps 1 to 4: socket(), SO_REUSEADDR, bind() and listen() in one call.
-    const listener = Deno.listen(address);
-    let stop = (_exitCode: number) => {
+    const listener = Deno.listen(address); // Steps 1 to 4 in one call.
+    const stop = () => {
       listener[Symbol.dispose]();
-      // A later signal exits; not at once, because `deno task` repeats Ctrl-C.
-      setTimeout(() => stop = Deno.exit, 100);
+      setTimeout(Deno.exit, 1000); // Exchanges under way have one second.
     };
-    Deno.addSignalListener("SIGINT", () => stop(128 + 2));
-    Deno.addSignalListener("SIGTERM", () => stop(128 + 15));
+    Deno.addSignalListener("SIGINT", stop);
+    if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
     report(`listening on ${listener.addr.hostname} port ${listener.addr.port}`);
     await serve(listener, async (conn) => {
-      print(`client says: ${await exchange(conn)}`);
+      const said = await deadline(exchange(conn), 10_000);
+      // After the reply: no client waits for a terminal or a full disk.
+      // writeSync() takes half the time of console.log(), which would also
+      // pass over a closed stdout.
+      const line = `client says: ${printable(said)}\n`;
+      Deno.stdout.writeSync(encoder.encode(line));
     });
+    Deno.exit();
   } catch (error) {
     report(error, address);
     Deno.exit(1);
