@@ -46,8 +46,8 @@ const help = `Usage: deno run --allow-net client.ts [flags] [message]
 /** Loads `@std/cli` and parses flags and words. */
 async function parseFlags(args: string[]) {
   // In a variable: Deno would download import("jsr:…") at start, flags or not.
-  const name = "jsr:@std/cli@1/parse-args";
-  const { parseArgs } = await import(name);
+  const specifier = "jsr:@std/cli@1/parse-args";
+  const { parseArgs } = await import(specifier);
   return parseArgs(args, {
     string: ["hostname", "_"],
     alias: { port: "p" },
@@ -66,9 +66,9 @@ export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number; message: string }> {
   const hasFlags = args.some((arg) => arg.startsWith("-"));
-  const { _: words, hostname = "127.0.0.1", port = 1234 } = hasFlags
-    ? await parseFlags(args)
-    : { _: args };
+  const flags = hasFlags ? await parseFlags(args) : { _: args };
+  const { _: words, hostname = "127.0.0.1", port = 1234 } = flags;
+  // parseArgs() has made a number of what looks like one.
   if (typeof port !== "number") throw new Error("--port takes a number");
   const message = words.length > 0 ? words.join(" ") : "hello";
   // The server would wait for the first byte, and not read the 65th.
@@ -84,14 +84,14 @@ if (import.meta.main) {
     console.log(help);
     Deno.exit();
   }
-  let where = "client";
+  let prefix = "client";
   const fail = (reason: string) => {
-    console.error(printable(`${where}: ${reason}`));
+    console.error(printable(`${prefix}: ${reason}`));
     Deno.exit(1);
   };
   try {
     const { hostname, port, message } = await parse(Deno.args);
-    where = `client: ${hostname} port ${port}`;
+    prefix = `client: ${hostname} port ${port}`;
     const timer = setTimeout(() => fail("timed out after 10 seconds"), 10_000);
     const said = await request({ hostname, port }, message);
     clearTimeout(timer);

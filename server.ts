@@ -38,12 +38,13 @@ export async function serve(
   listener: Deno.TcpListener,
   handler: (conn: Deno.TcpConn) => Promise<unknown>,
 ): Promise<void> {
-  let open = 0; // How many connections are open.
+  let openCount = 0; // How many connections are being served.
   let onClose = () => {}; // Called when one of them has been closed.
+  // Only the loop below waits for that, so there is one callback at a time.
   const nextClose = () => new Promise<void>((resolve) => onClose = resolve);
 
   async function serveOne(conn: Deno.TcpConn) {
-    open++;
+    openCount++;
     try {
       await handler(conn);
     } catch (error) {
@@ -52,17 +53,17 @@ export async function serve(
     // The chapter's close(). Here conn.close() would throw if the handler has
     // called it already.
     conn[Symbol.dispose]();
-    open--;
+    openCount--;
     onClose();
   }
 
-  async function acceptFailed(error: unknown) {
+  async function afterFailedAccept(error: unknown) {
     // The client had gone before it was accepted; the code differs by system.
     const clientGone = ["ECONNABORTED", "ECONNRESET", "ENOTCONN"];
     if (clientGone.includes((error as { code: string }).code)) return;
     report(error, listener.addr);
-    // Most likely too many open files, and each connection is one: wait for the
-    // next one to be closed, but at most a second.
+    // Most likely too many open files. A connection that closes frees one: wait
+    // for that, but at most a second.
     await deadline(nextClose(), 1000).catch(() => {});
   }
 
@@ -72,15 +73,15 @@ export async function serve(
       serveOne(conn); // Not awaited: the next client need not wait for this one.
     } catch (error) {
       if (error instanceof Deno.errors.BadResource) break; // Listener closed.
-      await acceptFailed(error);
+      await afterFailedAccept(error);
     }
   }
-  while (open > 0) await nextClose();
+  while (openCount > 0) await nextClose();
 }
 
 /**
- * The same result as `work`, but fails with `timed out` after `ms` milliseconds.
- * The work goes on then, until its connection is closed.
+ * Settles as `work` does, or fails with `timed out` after `ms` milliseconds. The
+ * work itself goes on then, until its connection is closed.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
@@ -114,8 +115,8 @@ export async function parse(
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   if (args.length === 0) return defaults;
   // In a variable: Deno would download import("jsr:…") at start, flags or not.
-  const name = "jsr:@std/cli@1/parse-args";
-  const { parseArgs } = await import(name);
+  const specifier = "jsr:@std/cli@1/parse-args";
+  const { parseArgs } = await import(specifier);
   // `deno task server -- -p 0` also passes the `--`.
   const { hostname, port } = parseArgs(args.filter((arg) => arg !== "--"), {
     string: ["hostname"],
@@ -148,13 +149,13 @@ if (import.meta.main) {
     report(`listening on ${listener.addr.hostname} port ${listener.addr.port}`);
     await serve(listener, async (conn) => {
       const said = await deadline(exchange(conn), 10_000);
-      // After the reply: no client waits for a terminal or a full disk.
+      // After the reply, so that a full disk costs no client its `world`.
       // writeSync() takes half the time of console.log(), which would also
       // pass over a closed stdout.
       const line = `client says: ${printable(said)}\n`;
       Deno.stdout.writeSync(encoder.encode(line));
     });
-    Deno.exit();
+    Deno.exit(); // Without waiting for the timer in stop().
   } catch (error) {
     report(error, address);
     Deno.exit(1);
