@@ -68,7 +68,7 @@ testTcp("many clients at once, beside a silent one", async () => {
   const messages = [..."abcdefghijklmnopqrs", "é".repeat(32)];
   const heard: string[] = [];
   await serving(async (conn) => {
-    const said = await server.exchange(conn);
+    const said = await server.deadline(server.exchange(conn), 10_000);
     await sleep(50); // serve() has to wait for the last handler.
     heard.push(said);
   }, async (address) => {
@@ -150,6 +150,7 @@ Deno.test("what a peer says is printed in one line", () => {
 });
 
 Deno.test("without a flag the words are the message", async () => {
+  assertEquals(await server.parse([]), { hostname: "0.0.0.0", port: 1234 });
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
   assertEquals(await client.parse([]), defaults);
   const message = "é".repeat(31) + " 2";
@@ -169,6 +170,8 @@ Deno.test({
     const flags = ["--hostname=::1", "-p", "0"];
     const address = { hostname: "::1", port: 0 };
     assertEquals(await server.parse(["--", ...flags]), address);
+    const { hostname } = await server.parse(["-p", "0"]);
+    assertEquals(hostname, "0.0.0.0");
     const sent = { ...address, message: "007 -5" };
     assertEquals(await client.parse(["007", ...flags, "--", "-5"]), sent);
     for (const { parse } of [server, client]) {
