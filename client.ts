@@ -29,9 +29,10 @@ export async function request(
   address: { hostname: string; port: number },
   message: string,
 ): Promise<string> {
-  using conn = await Deno.connect(address); // socket() and connect()
+  // socket() and connect(). At the end of the block, `using` calls close().
+  using conn = await Deno.connect(address);
   return await exchange(conn, message);
-} // `using` calls close() here, also if the exchange fails.
+}
 
 /** Percent-encodes line breaks, control and text direction characters. */
 export function printable(text: string): string {
@@ -45,11 +46,11 @@ const help = `Usage: deno run --allow-net client.ts [flags] [message]
 
 /** Loads `@std/cli` and parses flags and words. */
 async function parseFlags(args: string[]) {
-  // In a variable: Deno would download import("jsr:…") at start, flags or not.
+  // A variable: a literal import("jsr:…") is downloaded at start, flags or not.
   const specifier = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await import(specifier);
   return parseArgs(args, {
-    string: ["hostname", "_"],
+    string: ["hostname", "_"], // `_` are the words, which stay text: 007.
     alias: { port: "p" },
     unknown: (arg: string, flag?: string) => {
       // Called for words, too: then `flag` is undefined.

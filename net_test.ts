@@ -7,7 +7,7 @@ import * as server from "./server.ts";
 
 // Where @std/assert cannot be fetched, node:assert has its equal.
 const { assertEquals } = await import("@std/assert").catch(async () => {
-  const name = "node:assert"; // As a literal, it asks for @types/node.
+  const name = "node:assert"; // A literal would need @types/node.
   return { assertEquals: (await import(name)).deepStrictEqual };
 });
 const net = Deno.permissions.querySync({ name: "net", host: "127.0.0.1" });
@@ -44,7 +44,7 @@ const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 /** Resolves to the message of what a promise rejects with. */
 const failure = (promise: Promise<unknown>) => promise.catch((e) => e.message);
 
-/** Serves until the clients have ended, and then the last handler. */
+/** Serves until all clients, and then all handlers, have ended. */
 async function serving(
   handler: (conn: Deno.TcpConn) => Promise<unknown>,
   clients: (address: Address) => Promise<unknown>,
@@ -55,7 +55,7 @@ async function serving(
   await served;
 }
 
-/** The same; resolves to what was said on stderr, without the addresses. */
+/** As serving(); resolves to the lines on stderr, without the addresses. */
 async function stderrOf(...args: Parameters<typeof serving>) {
   const lines: string[] = [];
   const { error } = console;
@@ -81,19 +81,20 @@ testTcp("many clients at once, beside a silent one", async () => {
   assertEquals(heard.sort(), [...messages, "late"].sort());
 });
 
-testTcp("a client that is silent, or closes, is one line", async () => {
+testTcp("a client that is silent, or closes, costs one line", async () => {
   const exchange = (conn: Deno.Conn) =>
     server.deadline(server.exchange(conn), 100);
   const lines = await stderrOf(exchange, async (address) => {
     using silent = await Deno.connect(address);
     (await Deno.connect(address)).close();
     assertEquals(await hello(address), "world");
-    assertEquals(await silent.read(new Uint8Array(1)), null);
+    const closed = await silent.read(new Uint8Array(1)); // By the server.
+    assertEquals(closed, null);
   });
   assertEquals(lines, ["closed without sending", "timed out"]);
 });
 
-testTcp("whatever a handler throws is one line", async () => {
+testTcp("whatever a handler throws is logged in one line", async () => {
   const reasons = [new Error("two\nlines"), Symbol("text")];
   const lines = await stderrOf(async (conn) => {
     await server.exchange(conn);
@@ -117,7 +118,7 @@ testTcp("a failed accept waits for a close, or for a second", async () => {
   const start = performance.now();
   const lines = await stderrOf(server.exchange, async (address) => {
     using first = await Deno.connect(address);
-    await sleep(100); // Then serve() waits, and is woken by this exchange.
+    await sleep(100); // Now serve() waits; the end of this exchange wakes it.
     await client.exchange(first, "hello");
     await hello(address); // Nothing wakes it from its second wait.
   }, listener);
@@ -125,13 +126,13 @@ testTcp("a failed accept waits for a close, or for a second", async () => {
   assertEquals(Math.round((performance.now() - start) / 1000), 1);
 });
 
-/** A connection in memory whose peer sends, and takes, so many bytes. */
+/** A connection in memory, to a peer that sends and takes these many bytes. */
 function fake(sends: number | null, takes: number) {
   const read = ({ length }: Uint8Array) => sends && Math.min(sends, length);
   return { read, write: () => takes } as unknown as Deno.Conn;
 }
 
-Deno.test("one read of 64 bytes, one write, and no part of it", async () => {
+Deno.test("one read of 64 bytes at most, one write of all bytes", async () => {
   for (const { exchange } of [server, client]) {
     assertEquals((await exchange(fake(65, 5), "hello")).length, 64);
     const part = await failure(exchange(fake(65, 3), "hello"));
@@ -167,15 +168,15 @@ Deno.test({
   name: "flags are obeyed or refused (needs @std/cli)",
   ignore: noCli,
   async fn() {
-    const flags = ["--hostname=::1", "-p", "0"];
-    const address = { hostname: "::1", port: 0 };
+    const flags = ["--hostname=::1", "-p", "80"];
+    const address = { hostname: "::1", port: 80 };
     assertEquals(await server.parse(["--", ...flags]), address);
     const { hostname } = await server.parse(["-p", "0"]);
     assertEquals(hostname, "0.0.0.0");
     const sent = { ...address, message: "007 -5" };
     assertEquals(await client.parse(["007", ...flags, "--", "-5"]), sent);
     for (const { parse } of [server, client]) {
-      for (const arg of ["--prt", "-x", "--no-port", "--constructor"]) {
+      for (const arg of ["--prt", "-x", "--no-port"]) {
         const reason = `unknown argument "${arg}", see --help`;
         assertEquals(await failure(parse([arg])), reason);
       }

@@ -28,8 +28,8 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 }
 
 /**
- * Accepts connections, step 5, and calls the handler for each, many at a time.
- * A connection is closed when its handler has ended; what the handler throws is
+ * Accepts connections, step 5, and calls the handler for each, concurrently. A
+ * connection is closed when its handler has ended; what the handler throws is
  * one line on stderr. There is no time limit but the handler's own, such as
  * {@linkcode deadline}.
  * @returns Resolves when the listener is closed and every handler has ended.
@@ -40,7 +40,7 @@ export async function serve(
 ): Promise<void> {
   let openCount = 0; // How many connections are being served.
   let onClose = () => {}; // Called when one of them has been closed.
-  // Only the loop below waits for that, so there is one callback at a time.
+  // Never awaited twice at once, so one callback is enough.
   const nextClose = () => new Promise<void>((resolve) => onClose = resolve);
 
   async function serveOne(conn: Deno.TcpConn) {
@@ -50,8 +50,8 @@ export async function serve(
     } catch (error) {
       report(error, conn.remoteAddr);
     }
-    // The chapter's close(). Here conn.close() would throw if the handler has
-    // called it already.
+    // The chapter's close(). Unlike conn.close(), it may be called again, here
+    // after the handler.
     conn[Symbol.dispose]();
     openCount--;
     onClose();
@@ -114,7 +114,7 @@ export async function parse(
 ): Promise<{ hostname: string; port: number }> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   if (args.length === 0) return defaults;
-  // In a variable: Deno would download import("jsr:…") at start, flags or not.
+  // A variable: a literal import("jsr:…") is downloaded at start, flags or not.
   const specifier = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await import(specifier);
   // `deno task server -- -p 0` also passes the `--`.
@@ -122,7 +122,7 @@ export async function parse(
     string: ["hostname"],
     alias: { port: "p" },
     default: defaults,
-    unknown: (arg: string) => {
+    unknown: (arg: string) => { // A flag or a word.
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
@@ -141,7 +141,7 @@ if (import.meta.main) {
     address = await parse(Deno.args);
     const listener = Deno.listen(address); // Steps 1 to 4 in one call.
     const stop = () => {
-      listener[Symbol.dispose]();
+      listener[Symbol.dispose](); // Again at a second signal, without effect.
       setTimeout(Deno.exit, 1000); // Exchanges under way have one second.
     };
     Deno.addSignalListener("SIGINT", stop);
@@ -149,9 +149,8 @@ if (import.meta.main) {
     report(`listening on ${listener.addr.hostname} port ${listener.addr.port}`);
     await serve(listener, async (conn) => {
       const said = await deadline(exchange(conn), 10_000);
-      // After the reply, so that a full disk costs no client its `world`.
-      // writeSync() takes half the time of console.log(), which would also
-      // pass over a closed stdout.
+      // After the reply, so that a full disk costs no client its `world`. Not
+      // by console.log(), which takes twice as long and ignores a closed stdout.
       const line = `client says: ${printable(said)}\n`;
       Deno.stdout.writeSync(encoder.encode(line));
     });
