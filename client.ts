@@ -29,7 +29,7 @@ export async function request(
   address: { hostname: string; port: number },
   message: string,
 ): Promise<string> {
-  // socket() and connect(). At the end of the block, `using` calls close().
+  // socket() and connect(). At the end of the block, `using` closes it.
   using conn = await Deno.connect(address);
   return await exchange(conn, message);
 }
@@ -50,7 +50,7 @@ async function parseFlags(args: string[]) {
   const specifier = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await import(specifier);
   return parseArgs(args, {
-    string: ["hostname", "_"], // `_` are the words, which stay text: 007.
+    string: ["hostname", "_"], // `_`: words. As strings, 007 keeps its zeros.
     alias: { port: "p" },
     unknown: (arg: string, flag?: string) => {
       // Called for words, too: then `flag` is undefined.
@@ -60,16 +60,16 @@ async function parseFlags(args: string[]) {
 }
 
 /**
- * Parses the arguments; throws if a flag is unknown or `@std/cli` not loaded, or
+ * Parses the arguments; throws if a flag is wrong or `@std/cli` not loaded, or
  * if the message is not 1 to 64 bytes in UTF-8.
  */
 export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number; message: string }> {
   const hasFlags = args.some((arg) => arg.startsWith("-"));
-  const flags = hasFlags ? await parseFlags(args) : { _: args };
-  const { _: words, hostname = "127.0.0.1", port = 1234 } = flags;
-  // parseArgs() has made a number of what looks like one.
+  const parsed = hasFlags ? await parseFlags(args) : { _: args };
+  const { _: words, hostname = "127.0.0.1", port = 1234 } = parsed;
+  // parseArgs() turns digits into a number.
   if (typeof port !== "number") throw new Error("--port takes a number");
   const message = words.length > 0 ? words.join(" ") : "hello";
   // The server would wait for the first byte, and not read the 65th.

@@ -32,9 +32,9 @@ Deno.test({
 
 /** Defines a test over TCP, which fails if it leaves something open. */
 function testTcp(name: string, fn: () => Promise<void>) {
-  const checks = { sanitizeOps: true, sanitizeResources: true };
+  const sanitizers = { sanitizeOps: true, sanitizeResources: true };
   name += " (needs --allow-net)";
-  Deno.test({ name, ignore: !netAllowed, ...checks, fn });
+  Deno.test({ name, ignore: !netAllowed, ...sanitizers, fn });
 }
 
 type Address = { hostname: string; port: number };
@@ -82,16 +82,16 @@ testTcp("many clients at once, beside a silent one", async () => {
 });
 
 testTcp("a client that is silent, or closes, costs one line", async () => {
-  const exchange = (conn: Deno.Conn) =>
+  const handler = (conn: Deno.Conn) =>
     server.deadline(server.exchange(conn), 100);
-  const lines = await stderrOf(exchange, async (address) => {
+  const lines = await stderrOf(handler, async (address) => {
     using silent = await Deno.connect(address);
     (await Deno.connect(address)).close();
     assertEquals(await hello(address), "world");
     const closed = await silent.read(new Uint8Array(1)); // By the server.
     assertEquals(closed, null);
   });
-  assertEquals(lines, ["closed without sending", "timed out"]);
+  assertEquals(lines.sort(), ["closed without sending", "timed out"]);
 });
 
 testTcp("whatever a handler throws is logged in one line", async () => {
@@ -171,8 +171,8 @@ Deno.test({
     const flags = ["--hostname=::1", "-p", "80"];
     const address = { hostname: "::1", port: 80 };
     assertEquals(await server.parse(["--", ...flags]), address);
-    const { hostname } = await server.parse(["-p", "0"]);
-    assertEquals(hostname, "0.0.0.0");
+    const anyPort = { hostname: "0.0.0.0", port: 0 };
+    assertEquals(await server.parse(["-p", "0"]), anyPort);
     const sent = { ...address, message: "007 -5" };
     assertEquals(await client.parse(["007", ...flags, "--", "-5"]), sent);
     for (const { parse } of [server, client]) {
@@ -180,7 +180,7 @@ Deno.test({
         const reason = `unknown argument "${arg}", see --help`;
         assertEquals(await failure(parse([arg])), reason);
       }
-      for (const args of [["--port"], ["--port="], ["-p", "80x"]]) {
+      for (const args of [["--port"], ["-p", "80x"]]) {
         assertEquals(await failure(parse(args)), "--port takes a number");
       }
     }

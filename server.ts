@@ -40,7 +40,7 @@ export async function serve(
 ): Promise<void> {
   let openCount = 0; // How many connections are being served.
   let onClose = () => {}; // Called when one of them has been closed.
-  // Never awaited twice at once, so one callback is enough.
+  // serve() waits in one place at a time, so one callback is enough.
   const nextClose = () => new Promise<void>((resolve) => onClose = resolve);
 
   async function serveOne(conn: Deno.TcpConn) {
@@ -50,8 +50,8 @@ export async function serve(
     } catch (error) {
       report(error, conn.remoteAddr);
     }
-    // The chapter's close(). Unlike conn.close(), it may be called again, here
-    // after the handler.
+    // The chapter's close(). Unlike conn.close(), it does no harm if the handler
+    // has closed the connection.
     conn[Symbol.dispose]();
     openCount--;
     onClose();
@@ -81,7 +81,7 @@ export async function serve(
 
 /**
  * Settles as `work` does, or fails with `timed out` after `ms` milliseconds. The
- * work itself goes on then, until its connection is closed.
+ * work itself is not stopped: a read goes on until its connection is closed.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
@@ -101,14 +101,14 @@ function report(what: unknown, at?: { hostname: string; port: number }) {
     const where = at ? `${at.hostname} port ${at.port}: ` : "";
     const text = what instanceof Error ? what.message : String(what);
     console.error(printable(`server: ${where}${text}`));
-  } catch { /* If stderr fails (a full disk), only the line is lost. */ }
+  } catch { /* The disk is full, say: only the line is lost. */ }
 }
 
 const help = `Usage: deno run --allow-net server.ts [flags]
   --hostname  name or address to listen on (default 0.0.0.0: all of IPv4)
   -p, --port  0 to 65535; 0 lets the system choose (default 1234)`;
 
-/** Parses the arguments; throws if one is unknown or `@std/cli` not loaded. */
+/** Parses the arguments; throws if one is wrong or `@std/cli` not loaded. */
 export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number }> {
@@ -126,7 +126,7 @@ export async function parse(
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
-  // parseArgs() has made a number of what looks like one.
+  // parseArgs() turns digits into a number.
   if (typeof port !== "number") throw new Error("--port takes a number");
   return { hostname, port };
 }
@@ -141,7 +141,7 @@ if (import.meta.main) {
     address = await parse(Deno.args);
     const listener = Deno.listen(address); // Steps 1 to 4 in one call.
     const stop = () => {
-      listener[Symbol.dispose](); // Again at a second signal, without effect.
+      listener[Symbol.dispose](); // Does no harm at a second signal.
       setTimeout(Deno.exit, 1000); // Exchanges under way have one second.
     };
     Deno.addSignalListener("SIGINT", stop);
