@@ -7,7 +7,7 @@
 
 /**
  * The client's side of one exchange: one write of the message, one read of up
- * to 64 bytes. The caller closes.
+ * to 64 bytes, as in the chapter. The caller closes.
  * @returns What the server said, decoded from UTF-8.
  * @throws {Error} If the server closes without a reply, or write or read fails.
  */

@@ -132,7 +132,7 @@ function fake(sends: number | null, takes: number) {
   return { read, write: () => takes } as unknown as Deno.Conn;
 }
 
-Deno.test("one read of 64 bytes at most, one write of all bytes", async () => {
+Deno.test("a read of up to 64 bytes, and a write of all bytes", async () => {
   for (const { exchange } of [server, client]) {
     assertEquals((await exchange(fake(65, 5), "hello")).length, 64);
     const part = await failure(exchange(fake(65, 3), "hello"));
