@@ -34,44 +34,49 @@ export async function request(
   return await exchange(conn, message);
 }
 
-/** Percent-encodes line breaks, control and text direction characters. */
+/** As in server.ts: fails with `timed out` after `ms` milliseconds. */
+export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error("timed out")), ms);
+    work.then(resolve, reject).finally(() => clearTimeout(timer));
+  });
+}
+
+/** As in server.ts: percent-encodes line breaks and control characters. */
 export function printable(text: string): string {
   return text.replace(/[\p{Zl}\p{Zp}\p{Cc}\p{Bidi_C}]/gu, encodeURIComponent);
 }
 
-const help = `Usage: deno run --allow-net client.ts [flags] [message]
-  --hostname  name or address to connect to (default 127.0.0.1)
-  -p, --port  1 to 65535 (default 1234)
-  message     1 to 64 bytes (default hello), after -- if it starts with -`;
-
-/** Loads `@std/cli` and parses flags and words. */
-async function parseFlags(args: string[]) {
-  // A variable: a literal import("jsr:…") is downloaded at start, flags or not.
-  const specifier = "jsr:@std/cli@1/parse-args";
-  const { parseArgs } = await import(specifier);
-  return parseArgs(args, {
-    string: ["hostname", "_"], // `_`: words. As strings, 007 keeps its zeros.
-    alias: { port: "p" },
-    unknown: (arg: string, flag?: string) => {
-      // Called for words, too: then `flag` is undefined.
-      if (flag) throw new Error(`unknown argument "${arg}", see --help`);
-    },
-  });
-}
+const help = `Usage: deno run --allow-net client.ts [flags]
+  --hostname     name or address to connect to (default 127.0.0.1)
+  -p, --port     1 to 65535 (default 1234)
+  -m, --message  1 to 64 bytes (default hello); to send -5: --message=-5`;
 
 /**
- * Parses the arguments; throws if a flag is wrong or `@std/cli` not loaded, or
- * if the message is not 1 to 64 bytes in UTF-8.
+ * Parses the arguments; throws if one is wrong or `@std/cli` not loaded, or if
+ * the message is not 1 to 64 bytes in UTF-8.
  */
 export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number; message: string }> {
-  const hasFlags = args.some((arg) => arg.startsWith("-"));
-  const parsed = hasFlags ? await parseFlags(args) : { _: args };
-  const { _: words, hostname = "127.0.0.1", port = 1234 } = parsed;
-  // parseArgs() turns digits into a number.
+  const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
+  if (args.length === 0) return defaults;
+  // In a variable: what a literal import() names is downloaded at every start.
+  const name = "jsr:@std/cli@1/parse-args";
+  const { parseArgs } = await deadline(import(name), 10_000).catch((error) => {
+    throw new Error(`cannot load ${name}: ${error.message}`);
+  });
+  // `deno task client -- -p 80` also passes the `--`.
+  const parsed = parseArgs(args.filter((arg) => arg !== "--"), {
+    string: ["hostname", "message"], // Of a port, parseArgs() makes a number.
+    alias: { port: "p", message: "m" },
+    default: defaults,
+    unknown: (arg: string) => { // A flag or a word.
+      throw new Error(`unknown argument "${arg}", see --help`);
+    },
+  });
+  const { hostname, port, message } = parsed;
   if (typeof port !== "number") throw new Error("--port takes a number");
-  const message = words.length > 0 ? words.join(" ") : "hello";
   // The server would wait for the first byte, and not read the 65th.
   const { length } = new TextEncoder().encode(message);
   if (length < 1 || length > 64) {
@@ -81,23 +86,19 @@ export async function parse(
 }
 
 if (import.meta.main) {
-  if (["-h", "--help"].includes(Deno.args[0])) {
+  if (Deno.args.includes("-h") || Deno.args.includes("--help")) {
     console.log(help);
     Deno.exit();
   }
-  let prefix = "client";
-  const fail = (reason: string) => {
-    console.error(printable(`${prefix}: ${reason}`));
-    Deno.exit(1);
-  };
+  let where = "";
   try {
     const { hostname, port, message } = await parse(Deno.args);
-    prefix = `client: ${hostname} port ${port}`;
-    const timer = setTimeout(() => fail("timed out after 10 seconds"), 10_000);
-    const said = await request({ hostname, port }, message);
-    clearTimeout(timer);
+    where = `${hostname} port ${port}: `;
+    const said = await deadline(request({ hostname, port }, message), 10_000);
+    where = "stdout: ";
     console.log(`server says: ${printable(said)}`);
   } catch (error) {
-    fail((error as Error).message);
+    console.error(printable(`client: ${where}${(error as Error).message}`));
+    Deno.exit(1);
   }
 }

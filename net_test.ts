@@ -5,140 +5,75 @@
 import * as client from "./client.ts";
 import * as server from "./server.ts";
 
-// Where @std/assert cannot be fetched, node:assert has its equal.
-const { assertEquals } = await import("@std/assert").catch(async () => {
-  const name = "node:assert"; // A literal would need @types/node.
-  return { assertEquals: (await import(name)).deepStrictEqual };
-});
+// Where JSR cannot be reached, node:assert takes the place of @std/assert.
+const load = (name: string) => server.deadline(import(name), 10_000);
+const [assert, cli] = await Promise.all([
+  load("@std/assert").catch(() => load("node:assert")),
+  load("jsr:@std/cli@1/parse-args").catch(() => null),
+]);
+const assertEquals = assert.assertEquals ?? assert.deepStrictEqual;
 const net = Deno.permissions.querySync({ name: "net", host: "127.0.0.1" });
-const netAllowed = net.state === "granted";
+const noNet = net.state !== "granted";
 
-Deno.test({
-  name: "the client gets world, the server hears hello (needs --allow-net)",
-  ignore: !netAllowed,
-  async fn() {
-    const heard: string[] = [];
-    const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-    const served = server.serve(listener, async (conn) => {
-      heard.push(await server.exchange(conn));
-    });
-    const reply = await client.request(listener.addr, "hello");
-    listener.close();
-    await served;
-    assertEquals(reply, "world");
-    assertEquals(heard, ["hello"]);
-  },
-});
-
-/** Defines a test over TCP, which fails if it leaves something open. */
-function testTcp(name: string, fn: () => Promise<void>) {
+/** Defines a test, which fails if it leaves a timer, read or socket open. */
+function test(name: string, fn: () => Promise<void>, ignore = false) {
   const sanitizers = { sanitizeOps: true, sanitizeResources: true };
-  name += " (needs --allow-net)";
-  Deno.test({ name, ignore: !netAllowed, ...sanitizers, fn });
+  Deno.test({ name, fn, ignore, ...sanitizers });
 }
 
-type Address = { hostname: string; port: number };
-const listen = () => Deno.listen({ hostname: "127.0.0.1", port: 0 });
-const hello = (address: Address) => client.request(address, "hello");
-const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+test("client gets world, server hears hello (needs --allow-net)", async () => {
+  const heard: string[] = [];
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const served = server.serve(listener, async (conn) => {
+    heard.push(await server.exchange(conn));
+  });
+  const reply = await client.request(listener.addr, "hello");
+  listener.close();
+  await served;
+  assertEquals(reply, "world");
+  assertEquals(heard, ["hello"]);
+}, noNet);
+
+type Incoming = Promise<Uint8Array | null>; // Null: the end of the stream.
+type Send = (bytes: Uint8Array) => void;
+
+/** An end of a connection in memory; `takes` limits the bytes of a write. */
+function end(incoming: Incoming, send: Send = () => {}, takes = 64) {
+  return {
+    async read(buffer: Uint8Array) {
+      const bytes = (await incoming)?.subarray(0, buffer.length);
+      buffer.set(bytes ?? []);
+      return bytes?.length ?? null;
+    },
+    write(bytes: Uint8Array) {
+      send(bytes);
+      return Promise.resolve(Math.min(bytes.length, takes));
+    },
+  } as unknown as Deno.Conn;
+}
+
+test("the same in memory: each end reads what the other writes", async () => {
+  const toServer = Promise.withResolvers<Uint8Array>();
+  const toClient = Promise.withResolvers<Uint8Array>();
+  const [reply, heard] = await Promise.all([
+    client.exchange(end(toClient.promise, toServer.resolve), "hello"),
+    server.exchange(end(toServer.promise, toClient.resolve)),
+  ]);
+  assertEquals(reply, "world");
+  assertEquals(heard, "hello");
+});
+
 /** Resolves to the message of what a promise rejects with. */
 const failure = (promise: Promise<unknown>) => promise.catch((e) => e.message);
 
-/** Serves until all clients, and then all handlers, have ended. */
-async function serving(
-  handler: (conn: Deno.TcpConn) => Promise<unknown>,
-  clients: (address: Address) => Promise<unknown>,
-  listener = listen(),
-) {
-  const served = server.serve(listener, handler);
-  await clients(listener.addr).finally(() => listener.close());
-  await served;
-}
-
-/** As serving(); resolves to the lines on stderr, without the addresses. */
-async function stderrOf(...args: Parameters<typeof serving>) {
-  const lines: string[] = [];
-  const { error } = console;
-  console.error = (line) => lines.push(line.replace(/^.* port \d+: /, ""));
-  await serving(...args).finally(() => console.error = error);
-  return lines;
-}
-
-testTcp("many clients at once, beside a silent one", async () => {
-  const messages = [..."abcdefghijklmnopqrs", "é".repeat(32)];
-  const heard: string[] = [];
-  await serving(async (conn) => {
-    const said = await server.deadline(server.exchange(conn), 10_000);
-    await sleep(50); // serve() has to wait for the last handler.
-    heard.push(said);
-  }, async (address) => {
-    using silent = await Deno.connect(address);
-    await Promise.all(messages.map(async (message) => {
-      assertEquals(await client.request(address, message), "world");
-    }));
-    assertEquals(await client.exchange(silent, "late"), "world");
-  });
-  assertEquals(heard.sort(), [...messages, "late"].sort());
-});
-
-testTcp("a client that is silent, or closes, costs one line", async () => {
-  const handler = (conn: Deno.Conn) =>
-    server.deadline(server.exchange(conn), 100);
-  const lines = await stderrOf(handler, async (address) => {
-    using silent = await Deno.connect(address);
-    (await Deno.connect(address)).close();
-    assertEquals(await hello(address), "world");
-    const closed = await silent.read(new Uint8Array(1)); // By the server.
-    assertEquals(closed, null);
-  });
-  assertEquals(lines.sort(), ["closed without sending", "timed out"]);
-});
-
-testTcp("whatever a handler throws is logged in one line", async () => {
-  const reasons = [new Error("two\nlines"), Symbol("text")];
-  const lines = await stderrOf(async (conn) => {
-    await server.exchange(conn);
-    conn.close(); // That it is closed already must not matter.
-    throw reasons.shift();
-  }, (address) => hello(address).then(() => hello(address)));
-  assertEquals(lines, ["two%0Alines", "Symbol(text)"]);
-});
-
-testTcp("a failed accept waits for a close, or for a second", async () => {
-  // Here accept succeeds once, fails five times, then always succeeds.
-  const clientGone = ["ECONNABORTED", "ECONNRESET", "ENOTCONN"];
-  const codes = ["", "EMFILE", ...clientGone, "EMFILE"];
-  const listener = listen();
-  const accept = listener.accept.bind(listener);
-  listener.accept = async () => {
-    const code = codes.shift();
-    if (code) throw Object.assign(new Error(code), { code });
-    return await accept();
-  };
-  const start = performance.now();
-  const lines = await stderrOf(server.exchange, async (address) => {
-    using first = await Deno.connect(address);
-    await sleep(100); // Now serve() waits; the end of this exchange wakes it.
-    await client.exchange(first, "hello");
-    await hello(address); // Nothing wakes it from its second wait.
-  }, listener);
-  assertEquals(lines, ["EMFILE", "EMFILE"]);
-  assertEquals(Math.round((performance.now() - start) / 1000), 1);
-});
-
-/** A connection in memory, to a peer that sends and takes these many bytes. */
-function fake(sends: number | null, takes: number) {
-  const read = ({ length }: Uint8Array) => sends && Math.min(sends, length);
-  return { read, write: () => takes } as unknown as Deno.Conn;
-}
-
-Deno.test("a read of up to 64 bytes, and a write of all bytes", async () => {
+test("a read of up to 64 bytes, and a write of all bytes", async () => {
+  const long = Promise.resolve(new Uint8Array(65));
   for (const { exchange } of [server, client]) {
-    assertEquals((await exchange(fake(65, 5), "hello")).length, 64);
-    const part = await failure(exchange(fake(65, 3), "hello"));
-    assertEquals(part, "wrote only 3 bytes");
-    const closed = await failure(exchange(fake(null, 5), "hello"));
-    assertEquals(`${closed}`.slice(0, 15), "closed without ");
+    assertEquals((await exchange(end(long), "hello")).length, 64);
+    const part = await failure(exchange(end(long, () => {}, 4), "hello"));
+    assertEquals(part, "wrote only 4 bytes");
+    const reason = await failure(exchange(end(Promise.resolve(null)), "hello"));
+    assertEquals(`${reason}`.slice(0, 15), "closed without ");
   }
 });
 
@@ -150,41 +85,121 @@ Deno.test("what a peer says is printed in one line", () => {
   assertEquals(client.printable(text + hostile), text + encoded);
 });
 
-Deno.test("without a flag the words are the message", async () => {
-  assertEquals(await server.parse([]), { hostname: "0.0.0.0", port: 1234 });
-  const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
-  assertEquals(await client.parse([]), defaults);
-  const message = "é".repeat(31) + " 2";
-  const words = message.split(" ");
-  assertEquals(await client.parse(words), { ...defaults, message });
-  const reason = "the message is 65 bytes, not 1 to 64";
-  assertEquals(await failure(client.parse([message + "!"])), reason);
-  assertEquals(await failure(client.parse([""])), reason.replace("65", "0"));
+const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+test("a deadline passes on what comes in time", async () => {
+  for (const { deadline } of [server, client]) {
+    assertEquals(await deadline(sleep(20).then(() => 1), 10_000), 1);
+    const failed = Promise.reject(new Error("failed"));
+    assertEquals(await failure(deadline(failed, 10_000)), "failed");
+    const never = new Promise(() => {});
+    assertEquals(await failure(deadline(never, 1)), "timed out");
+  }
 });
 
-const noCli = await import("@std/cli/parse-args").then(() => false, () => true);
+/** Serves while the clients run; resolves to the lines on stderr. */
+async function linesOf(
+  handler: (conn: Deno.TcpConn) => Promise<unknown>,
+  clients: (address: { hostname: string; port: number }) => Promise<void>,
+  listener = Deno.listen({ hostname: "127.0.0.1", port: 0 }),
+) {
+  const lines: string[] = [];
+  const { error } = console;
+  console.error = (line) => lines.push(line.replace(/^.* port \d+: /, ""));
+  const served = server.serve(listener, handler);
+  await clients(listener.addr).finally(() => listener.close());
+  await served.finally(() => console.error = error);
+  return lines;
+}
 
-Deno.test({
-  name: "flags are obeyed or refused (needs @std/cli)",
-  ignore: noCli,
-  async fn() {
-    const flags = ["--hostname=::1", "-p", "80"];
-    const address = { hostname: "::1", port: 80 };
-    assertEquals(await server.parse(["--", ...flags]), address);
-    const anyPort = { hostname: "0.0.0.0", port: 0 };
-    assertEquals(await server.parse(["-p", "0"]), anyPort);
-    const sent = { ...address, message: "007 -5" };
-    assertEquals(await client.parse(["007", ...flags, "--", "-5"]), sent);
-    for (const { parse } of [server, client]) {
-      for (const arg of ["--prt", "-x", "--no-port"]) {
-        const reason = `unknown argument "${arg}", see --help`;
-        assertEquals(await failure(parse([arg])), reason);
-      }
-      for (const args of [["--port"], ["-p", "80x"]]) {
-        assertEquals(await failure(parse(args)), "--port takes a number");
-      }
+test("many clients, beside a silent one (needs --allow-net)", async () => {
+  const messages = [..."abcdefghijklmnopqrs", "é".repeat(32)];
+  const heard: string[] = [];
+  await linesOf(async (conn) => {
+    const said = await server.exchange(conn);
+    await sleep(50); // serve() has to wait, though the client has gone.
+    heard.push(said);
+  }, async (address) => {
+    using silent = await Deno.connect(address);
+    await Promise.all(messages.map(async (message) => {
+      assertEquals(await client.request(address, message), "world");
+    }));
+    assertEquals(await client.exchange(silent, "late"), "world");
+  });
+  assertEquals(heard.sort(), [...messages, "late"].sort());
+}, noNet);
+
+test("a handler that fails costs one line (needs --allow-net)", async () => {
+  const reset = Object.assign(new Error("a\nb"), { code: "ECONNRESET" });
+  const thrown = [reset, new Deno.errors.BadResource("c"), Symbol("d"), null];
+  let left = 0; // How many handlers serve() still waits for at its end.
+  const { all } = Promise;
+  Reflect.set(Promise, "all", (handlers: Set<unknown>) => left = handlers.size);
+  const lines = await linesOf((conn) => {
+    if (thrown.length === 0) return server.deadline(server.exchange(conn), 1);
+    conn.close(); // That it is closed already must not matter.
+    throw thrown.shift(); // Before the first await.
+  }, async (address) => {
+    for (let i = 0; i < 5; i++) {
+      using silent = await Deno.connect(address);
+      assertEquals(await silent.read(new Uint8Array(1)), null); // It closes.
     }
-    const word = 'unknown argument "word", see --help';
-    assertEquals(await failure(server.parse(["word"])), word);
-  },
+  }).finally(() => Promise.all = all);
+  assertEquals(lines, ["a%0Ab", "c", "Symbol(d)", "null", "timed out"]);
+  assertEquals(left, 0);
+}, noNet);
+
+test("after a failed accept serve() waits, and goes on", async () => {
+  const gone = ["ECONNABORTED", "ECONNRESET", "ENOTCONN"];
+  const codes = [...Array(12).fill("EMFILE"), ...gone, "", "EMFILE", "closed"];
+  const accept = () => {
+    const code = codes.shift();
+    if (code === "closed") throw new Deno.errors.BadResource();
+    if (code) throw Object.assign(new Error(code), { code });
+    return Promise.resolve({ [Symbol.dispose]() {} }); // A connection.
+  };
+  const fake = { accept, close() {}, addr: { hostname: "::", port: 1 } };
+  const listener = fake as unknown as Deno.TcpListener;
+  const waits: number[] = []; // What setTimeout is asked for; all end at once.
+  const { setTimeout } = globalThis;
+  Reflect.set(globalThis, "setTimeout", (resolve: () => void, ms: number) => {
+    waits.push(ms);
+    setTimeout(resolve);
+  });
+  const nothing = async () => {};
+  const lines = await linesOf(nothing, nothing, listener)
+    .finally(() => globalThis.setTimeout = setTimeout);
+  assertEquals(lines, Array(13).fill("EMFILE"));
+  const doubled = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1000];
+  assertEquals(waits, [...doubled, 1]);
 });
+
+test("without arguments nothing is loaded", async () => {
+  const anywhere = { hostname: "0.0.0.0", port: 1234 };
+  const hello = { hostname: "127.0.0.1", port: 1234, message: "hello" };
+  // What has to be loaded loses this race.
+  assertEquals(await Promise.race([server.parse([]), "late"]), anywhere);
+  assertEquals(await Promise.race([client.parse([]), "late"]), hello);
+});
+
+test("flags are obeyed or refused (needs @std/cli)", async () => {
+  const flags = ["--", "--hostname=::1", "-p", "0"];
+  const address = { hostname: "::1", port: 0 };
+  assertEquals(await server.parse(flags), address);
+  for (const message of ["7", "007", "-5", "é".repeat(32)]) {
+    const sent = await client.parse([...flags, `-m=${message}`]);
+    assertEquals(sent, { ...address, message });
+  }
+  for (const message of ["", "é".repeat(32) + "!"]) {
+    const { length } = new TextEncoder().encode(message);
+    const reason = `the message is ${length} bytes, not 1 to 64`;
+    assertEquals(await failure(client.parse([`--message=${message}`])), reason);
+  }
+  for (const { parse } of [server, client]) {
+    for (const arg of ["--prt", "-x", "--no-port", "word"]) {
+      const reason = `unknown argument "${arg}", see --help`;
+      assertEquals(await failure(parse([arg])), reason);
+    }
+    assertEquals(await failure(parse(["--port"])), "--port takes a number");
+  }
+}, !cli);
