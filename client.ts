@@ -42,7 +42,7 @@ export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   });
 }
 
-/** As in server.ts: percent-encodes line breaks and control characters. */
+/** As in server.ts: percent-encodes what is not to reach the terminal. */
 export function printable(text: string): string {
   return text.replace(/[\p{Zl}\p{Zp}\p{Cc}\p{Bidi_C}]/gu, encodeURIComponent);
 }
@@ -60,22 +60,21 @@ export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number; message: string }> {
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
-  if (args.length === 0) return defaults;
-  // In a variable: what a literal import() names is downloaded at every start.
+  const flags = args.filter((arg) => arg !== "--"); // Passed by `deno task`.
+  if (flags.length === 0) return defaults;
+  // In a variable: a literal import() is downloaded at start, flags or not.
   const name = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000).catch((error) => {
     throw new Error(`cannot load ${name}: ${error.message}`);
   });
-  // `deno task client -- -p 80` also passes the `--`.
-  const parsed = parseArgs(args.filter((arg) => arg !== "--"), {
-    string: ["hostname", "message"], // Of a port, parseArgs() makes a number.
+  const { hostname, port, message } = parseArgs(flags, {
+    string: ["hostname", "message"], // Not the port, which is a number.
     alias: { port: "p", message: "m" },
     default: defaults,
     unknown: (arg: string) => { // A flag or a word.
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
-  const { hostname, port, message } = parsed;
   if (typeof port !== "number") throw new Error("--port takes a number");
   // The server would wait for the first byte, and not read the 65th.
   const { length } = new TextEncoder().encode(message);
@@ -90,15 +89,15 @@ if (import.meta.main) {
     console.log(help);
     Deno.exit();
   }
-  let where = "";
+  let about = ""; // What an error is about.
   try {
     const { hostname, port, message } = await parse(Deno.args);
-    where = `${hostname} port ${port}: `;
+    about = `${hostname} port ${port}: `;
     const said = await deadline(request({ hostname, port }, message), 10_000);
-    where = "stdout: ";
+    about = "stdout: ";
     console.log(`server says: ${printable(said)}`);
   } catch (error) {
-    console.error(printable(`client: ${where}${(error as Error).message}`));
+    console.error(printable(`client: ${about}${(error as Error).message}`));
     Deno.exit(1);
   }
 }

@@ -29,32 +29,32 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 /**
  * Accepts connections, step 5, and calls the handler for each, concurrently.
  * What a handler throws is printed as one line on stderr; when it has ended,
- * its connection is closed. It limits its own time: see {@linkcode deadline}.
+ * its connection is closed. To limit its time it uses {@linkcode deadline}.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
   listener: Deno.TcpListener,
   handler: (conn: Deno.TcpConn) => Promise<unknown>,
 ): Promise<void> {
-  const pending = new Set<Promise<void>>(); // The handlers that have not ended.
+  const running = new Set<Promise<void>>(); // The handlers that have not ended.
 
-  async function run(conn: Deno.TcpConn) {
+  async function handleAndClose(conn: Deno.TcpConn) {
     try {
       await handler(conn);
     } catch (error) {
       report(error, conn.remoteAddr);
     }
-    conn[Symbol.dispose](); // Unlike close(), no error if closed already.
+    conn[Symbol.dispose](); // Unlike close(), no error if it is closed already.
   }
 
-  let wait = 1; // Milliseconds, after a failed accept.
+  let retryDelay = 1; // Milliseconds from a failed accept to the next.
   while (true) {
     try {
       const conn = await listener.accept();
-      wait = 1;
-      const handled = run(conn); // Not awaited: the next client need not wait.
-      pending.add(handled);
-      handled.then(() => pending.delete(handled));
+      retryDelay = 1;
+      const ended = handleAndClose(conn); // Not awaited: others need not wait.
+      running.add(ended);
+      ended.then(() => running.delete(ended));
     } catch (error) {
       if (error instanceof Deno.errors.BadResource) break; // Listener closed.
       // The client had gone before it was accepted; the code differs by system.
@@ -62,11 +62,11 @@ export async function serve(
       if (["ECONNABORTED", "ECONNRESET", "ENOTCONN"].includes(code)) continue;
       // Most likely too many open files. Wait, each time twice as long.
       report(error, listener.addr);
-      await new Promise((resolve) => setTimeout(resolve, wait));
-      wait = Math.min(wait * 2, 1000);
+      await new Promise((resolve) => setTimeout(resolve, retryDelay));
+      retryDelay = Math.min(retryDelay * 2, 1000);
     }
   }
-  await Promise.all(pending);
+  await Promise.all(running);
 }
 
 /**
@@ -113,15 +113,15 @@ export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number }> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
-  if (args.length === 0) return defaults;
-  // In a variable: what a literal import() names is downloaded at every start.
+  const flags = args.filter((arg) => arg !== "--"); // Passed by `deno task`.
+  if (flags.length === 0) return defaults;
+  // In a variable: a literal import() is downloaded at start, flags or not.
   const name = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000).catch((error) => {
     throw new Error(`cannot load ${name}: ${error.message}`);
   });
-  // `deno task server -- -p 0` also passes the `--`.
-  const { hostname, port } = parseArgs(args.filter((arg) => arg !== "--"), {
-    string: ["hostname"], // Of a port, parseArgs() makes a number.
+  const { hostname, port } = parseArgs(flags, {
+    string: ["hostname"], // Not the port, which is a number.
     alias: { port: "p" },
     default: defaults,
     unknown: (arg: string) => { // A flag or a word.
@@ -143,7 +143,7 @@ if (import.meta.main) {
     const listener = Deno.listen(address); // Steps 1 to 4 in one call.
     const stop = () => {
       listener[Symbol.dispose](); // Unlike close(), no error a second time.
-      // Exchanges under way have a second. The timer keeps nothing running.
+      // A second for the exchanges under way. If they end sooner, so does Deno.
       Deno.unrefTimer(setTimeout(Deno.exit, 1000));
     };
     Deno.addSignalListener("SIGINT", stop);
