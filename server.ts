@@ -58,7 +58,7 @@ export async function serve(
     } catch (error) {
       if (error instanceof Deno.errors.BadResource) break; // Listener closed.
       // The client had gone before it was accepted; the code differs by system.
-      const { code } = error as { code: string };
+      const { code = "" } = error as { code?: string };
       if (["ECONNABORTED", "ECONNRESET", "ENOTCONN"].includes(code)) continue;
       // Most likely too many open files. Wait, each time twice as long.
       report(error, listener.addr);
