@@ -50,10 +50,10 @@ export function printable(text: string): string {
 const help = `Usage: deno run --allow-net client.ts [flags]
   --hostname     name or address to connect to (default 127.0.0.1)
   -p, --port     1 to 65535 (default 1234)
-  -m, --message  1 to 64 bytes (default hello); to send -5: --message=-5`;
+  -m, --message  1 to 64 bytes (default hello); --message=-5 sends -5`;
 
 /**
- * Parses the arguments; throws if one is wrong or `@std/cli` not loaded, or if
+ * Parses the arguments; throws if it cannot, or cannot load `@std/cli`, or if
  * the message is not 1 to 64 bytes in UTF-8.
  */
 export async function parse(
@@ -62,7 +62,7 @@ export async function parse(
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
   const flags = args.filter((arg) => arg !== "--"); // Passed by `deno task`.
   if (flags.length === 0) return defaults;
-  // In a variable: a literal import() is downloaded at start, flags or not.
+  // In a variable, so that Deno downloads it only here, and not at start.
   const name = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000).catch((error) => {
     throw new Error(`cannot load ${name}: ${error.message}`);
@@ -76,7 +76,7 @@ export async function parse(
     },
   });
   if (typeof port !== "number") throw new Error("--port takes a number");
-  // The server would wait for the first byte, and not read the 65th.
+  // An empty write sends nothing, and the server reads at most 64 bytes.
   const { length } = new TextEncoder().encode(message);
   if (length < 1 || length > 64) {
     throw new Error(`the message is ${length} bytes, not 1 to 64`);
@@ -89,15 +89,15 @@ if (import.meta.main) {
     console.log(help);
     Deno.exit();
   }
-  let about = ""; // What an error is about.
+  let errorPrefix = "client: ";
   try {
     const { hostname, port, message } = await parse(Deno.args);
-    about = `${hostname} port ${port}: `;
+    errorPrefix = `client: ${hostname} port ${port}: `;
     const said = await deadline(request({ hostname, port }, message), 10_000);
-    about = "stdout: ";
+    errorPrefix = "client: stdout: ";
     console.log(`server says: ${printable(said)}`);
   } catch (error) {
-    console.error(printable(`client: ${about}${(error as Error).message}`));
+    console.error(printable(errorPrefix + (error as Error).message));
     Deno.exit(1);
   }
 }

@@ -16,7 +16,7 @@ const net = Deno.permissions.querySync({ name: "net", host: "127.0.0.1" });
 const noNet = net.state !== "granted";
 
 /** Defines a test, which fails if it leaves a timer, read or socket open. */
-function test(name: string, fn: () => Promise<void>, ignore = false) {
+function test(name: string, fn: () => void | Promise<void>, ignore = false) {
   Deno.test({ name, fn, ignore, sanitizeOps: true, sanitizeResources: true });
 }
 
@@ -38,8 +38,8 @@ const failure = (promise: Promise<unknown>) => promise.catch((e) => e.message);
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 const drop = (_bytes: Uint8Array) => {};
 
-/** An end of a connection in memory; `takes` limits the bytes of a write. */
-function end(incoming: Promise<Uint8Array | null>, send = drop, takes = 64) {
+/** One end of a connection in memory. A write takes at most `max` bytes. */
+function fakeConn(incoming: Promise<Uint8Array | null>, send = drop, max = 64) {
   return {
     async read(buffer: Uint8Array) {
       const bytes = (await incoming)?.subarray(0, buffer.length);
@@ -48,7 +48,7 @@ function end(incoming: Promise<Uint8Array | null>, send = drop, takes = 64) {
     },
     write(bytes: Uint8Array) {
       send(bytes);
-      return Promise.resolve(Math.min(bytes.length, takes));
+      return Promise.resolve(Math.min(bytes.length, max));
     },
   } as unknown as Deno.Conn;
 }
@@ -57,25 +57,25 @@ test("the same in memory: each end reads what the other writes", async () => {
   const toServer = Promise.withResolvers<Uint8Array>();
   const toClient = Promise.withResolvers<Uint8Array>();
   const [reply, heard] = await Promise.all([
-    client.exchange(end(toClient.promise, toServer.resolve), "hello"),
-    server.exchange(end(toServer.promise, toClient.resolve)),
+    client.exchange(fakeConn(toClient.promise, toServer.resolve), "hello"),
+    server.exchange(fakeConn(toServer.promise, toClient.resolve)),
   ]);
-  assertEquals(reply, "world");
-  assertEquals(heard, "hello");
+  assertEquals([reply, heard], ["world", "hello"]);
 });
 
 test("a read of up to 64 bytes, and a write of all bytes", async () => {
   const long = Promise.resolve(new Uint8Array(65));
   for (const { exchange } of [server, client]) {
-    assertEquals((await exchange(end(long), "hello")).length, 64);
-    const part = await failure(exchange(end(long, drop, 4), "hello"));
+    assertEquals((await exchange(fakeConn(long), "hello")).length, 64);
+    const part = await failure(exchange(fakeConn(long, drop, 4), "hello"));
     assertEquals(part, "wrote only 4 bytes");
-    const reason = await failure(exchange(end(Promise.resolve(null)), "hello"));
+    const closed = fakeConn(Promise.resolve(null));
+    const reason = await failure(exchange(closed, "hello"));
     assertEquals(`${reason}`.slice(0, 15), "closed without ");
   }
 });
 
-Deno.test("what a peer says is printed in one line", () => {
+test("what a peer says is printed in one line", () => {
   const text = "% \ufffdé漢🙂";
   const hostile = "\x1b\r\n\x7f\x9b\u2028\u2029\u061c\u2069";
   const encoded = "%1B%0D%0A%7F%C2%9B%E2%80%A8%E2%80%A9%D8%9C%E2%81%A9";
@@ -111,7 +111,7 @@ async function linesOf(
 test("many clients, beside a silent one (needs --allow-net)", async () => {
   const messages = [..."abcdefghijklmnopqrs", "é".repeat(32)];
   const heard: string[] = [];
-  await linesOf(async (conn) => {
+  const lines = await linesOf(async (conn) => {
     const said = await server.exchange(conn);
     await sleep(50); // serve() has to wait, though the client has gone.
     heard.push(said);
@@ -123,6 +123,7 @@ test("many clients, beside a silent one (needs --allow-net)", async () => {
     assertEquals(await client.exchange(silent, "late"), "world");
   });
   assertEquals(heard.sort(), [...messages, "late"].sort());
+  assertEquals(lines, []);
 }, noNet);
 
 test("a handler that fails costs one line (needs --allow-net)", async () => {
@@ -162,15 +163,14 @@ test("after a failed accept serve() waits, and goes on", async () => {
     waits.push(ms);
     setTimeout(resolve);
   });
-  const nothing = async () => {};
-  const lines = await linesOf(nothing, nothing, listener)
+  const lines = await linesOf(async () => {}, async () => {}, listener)
     .finally(() => globalThis.setTimeout = setTimeout);
   assertEquals(lines, Array(13).fill("EMFILE"));
   const doubled = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1000];
   assertEquals(waits, [...doubled, 1]);
 });
 
-test("without arguments nothing is loaded", async () => {
+test("without arguments parse() loads nothing", async () => {
   const anywhere = { hostname: "0.0.0.0", port: 1234 };
   const hello = { hostname: "127.0.0.1", port: 1234, message: "hello" };
   // What has to be loaded loses this race.

@@ -28,8 +28,8 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 
 /**
  * Accepts connections, step 5, and calls the handler for each, concurrently.
- * What a handler throws is printed as one line on stderr; when it has ended,
- * its connection is closed. To limit its time it uses {@linkcode deadline}.
+ * When a handler has ended, its connection is closed; what it throws is printed
+ * as one line on stderr. A handler can limit its time by {@linkcode deadline}.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
@@ -52,7 +52,7 @@ export async function serve(
     try {
       const conn = await listener.accept();
       retryDelay = 1;
-      const ended = handleAndClose(conn); // Not awaited: others need not wait.
+      const ended = handleAndClose(conn); // Not awaited: on to the next client.
       running.add(ended);
       ended.then(() => running.delete(ended));
     } catch (error) {
@@ -108,14 +108,14 @@ const help = `Usage: deno run --allow-net server.ts [flags]
   --hostname  name or address to listen on (default 0.0.0.0: all of IPv4)
   -p, --port  0 to 65535; 0 lets the system choose (default 1234)`;
 
-/** Parses the arguments; throws if one is wrong or `@std/cli` not loaded. */
+/** Parses the arguments; throws if it cannot, or cannot load `@std/cli`. */
 export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number }> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   const flags = args.filter((arg) => arg !== "--"); // Passed by `deno task`.
   if (flags.length === 0) return defaults;
-  // In a variable: a literal import() is downloaded at start, flags or not.
+  // In a variable, so that Deno downloads it only here, and not at start.
   const name = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000).catch((error) => {
     throw new Error(`cannot load ${name}: ${error.message}`);
@@ -143,8 +143,8 @@ if (import.meta.main) {
     const listener = Deno.listen(address); // Steps 1 to 4 in one call.
     const stop = () => {
       listener[Symbol.dispose](); // Unlike close(), no error a second time.
-      // A second for the exchanges under way. If they end sooner, so does Deno.
-      Deno.unrefTimer(setTimeout(Deno.exit, 1000));
+      // Exit after a second. If all exchanges end sooner, Deno ends by itself:
+      Deno.unrefTimer(setTimeout(Deno.exit, 1000)); // it ignores this timer.
     };
     Deno.addSignalListener("SIGINT", stop);
     if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
