@@ -7,7 +7,7 @@
 
 /**
  * The client's side of one exchange: one write of the message, one read of up
- * to 64 bytes, as in the chapter. The caller closes.
+ * to 64 bytes. The caller closes.
  * @returns What the server said, decoded from UTF-8.
  * @throws {Error} If the server closes without a reply, or write or read fails.
  */
@@ -29,7 +29,7 @@ export async function request(
   address: { hostname: string; port: number },
   message: string,
 ): Promise<string> {
-  // socket() and connect(). At the end of the block, `using` closes it.
+  // socket() and connect(). `using` closes on return, hence `return await`.
   using conn = await Deno.connect(address);
   return await exchange(conn, message);
 }
@@ -42,7 +42,7 @@ export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   });
 }
 
-/** As in server.ts: percent-encodes what is not to reach the terminal. */
+/** As in server.ts: encodes line breaks, control and direction characters. */
 export function printable(text: string): string {
   return text.replace(/[\p{Zl}\p{Zp}\p{Cc}\p{Bidi_C}]/gu, encodeURIComponent);
 }
@@ -94,7 +94,7 @@ if (import.meta.main) {
     const { hostname, port, message } = await parse(Deno.args);
     errorPrefix = `client: ${hostname} port ${port}: `;
     const said = await deadline(request({ hostname, port }, message), 10_000);
-    errorPrefix = "client: stdout: ";
+    errorPrefix = "client: stdout: "; // From here, only printing can fail.
     console.log(`server says: ${printable(said)}`);
   } catch (error) {
     console.error(printable(errorPrefix + (error as Error).message));

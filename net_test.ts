@@ -5,7 +5,7 @@
 import * as client from "./client.ts";
 import * as server from "./server.ts";
 
-// Where JSR cannot be reached, node:assert takes the place of @std/assert.
+// Where @std/assert cannot be loaded, node:assert takes its place.
 const load = (name: string) => server.deadline(import(name), 10_000);
 const [assert, cli] = await Promise.all([
   load("@std/assert").catch(() => load("node:assert")),
@@ -38,7 +38,7 @@ const failure = (promise: Promise<unknown>) => promise.catch((e) => e.message);
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 const drop = (_bytes: Uint8Array) => {};
 
-/** One end of a connection in memory. A write takes at most `max` bytes. */
+/** An end of a connection in memory: reads `incoming`, writes up to `max`. */
 function fakeConn(incoming: Promise<Uint8Array | null>, send = drop, max = 64) {
   return {
     async read(buffer: Uint8Array) {
@@ -53,7 +53,7 @@ function fakeConn(incoming: Promise<Uint8Array | null>, send = drop, max = 64) {
   } as unknown as Deno.Conn;
 }
 
-test("the same in memory: each end reads what the other writes", async () => {
+test("the same over a connection in memory", async () => {
   const toServer = Promise.withResolvers<Uint8Array>();
   const toClient = Promise.withResolvers<Uint8Array>();
   const [reply, heard] = await Promise.all([
@@ -83,7 +83,7 @@ test("what a peer says is printed in one line", () => {
   assertEquals(client.printable(text + hostile), text + encoded);
 });
 
-test("a deadline passes on what comes in time", async () => {
+test("a deadline passes on a result, or times out", async () => {
   for (const { deadline } of [server, client]) {
     assertEquals(await deadline(sleep(20).then(() => 1), 10_000), 1);
     const failed = Promise.reject(new Error("failed"));
@@ -129,21 +129,21 @@ test("many clients, beside a silent one (needs --allow-net)", async () => {
 test("a handler that fails costs one line (needs --allow-net)", async () => {
   const reset = Object.assign(new Error("a\nb"), { code: "ECONNRESET" });
   const thrown = [reset, new Deno.errors.BadResource("c"), Symbol("d"), null];
-  let left = -1; // How many handlers serve() still waits for at its end.
+  let left = -1; // How many handlers serve() gives to Promise.all at its end.
   const { all } = Promise;
   Reflect.set(Promise, "all", (handlers: Set<unknown>) => left = handlers.size);
   const lines = await linesOf((conn) => {
     if (thrown.length === 0) return server.deadline(server.exchange(conn), 1);
     conn.close(); // That it is closed already must not matter.
-    throw thrown.shift(); // Before the first await.
+    throw thrown.shift(); // At once, not by a promise.
   }, async (address) => {
     for (let i = 0; i < 5; i++) {
       using silent = await Deno.connect(address);
-      assertEquals(await silent.read(new Uint8Array(1)), null); // It closes.
+      assertEquals(await silent.read(new Uint8Array(1)), null); // Closed.
     }
   }).finally(() => Promise.all = all);
   assertEquals(lines, ["a%0Ab", "c", "Symbol(d)", "null", "timed out"]);
-  assertEquals(left, 0);
+  assertEquals(left, 0); // All have ended, and are forgotten.
 }, noNet);
 
 test("after a failed accept serve() waits, and goes on", async () => {
@@ -173,7 +173,7 @@ test("after a failed accept serve() waits, and goes on", async () => {
 test("without arguments parse() loads nothing", async () => {
   const anywhere = { hostname: "0.0.0.0", port: 1234 };
   const hello = { hostname: "127.0.0.1", port: 1234, message: "hello" };
-  // What has to be loaded loses this race.
+  // parse() wins this race only if it waits for nothing.
   assertEquals(await Promise.race([server.parse(["--"]), "late"]), anywhere);
   assertEquals(await Promise.race([client.parse(["--"]), "late"]), hello);
 });

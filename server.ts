@@ -60,7 +60,7 @@ export async function serve(
       // The client had gone before it was accepted; the code differs by system.
       const { code = "" } = error as { code?: string };
       if (["ECONNABORTED", "ECONNRESET", "ENOTCONN"].includes(code)) continue;
-      // Most likely too many open files. Wait, each time twice as long.
+      // Most likely too many open files. Wait, doubling up to a second.
       report(error, listener.addr);
       await new Promise((resolve) => setTimeout(resolve, retryDelay));
       retryDelay = Math.min(retryDelay * 2, 1000);
@@ -82,7 +82,7 @@ export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
 
 /** Percent-encodes line breaks, control and text direction characters. */
 export function printable(text: string): string {
-  // Zl and Zp are line breaks, Cc control, Bidi_C text direction characters.
+  // Zl, Zp: line breaks; Cc: control, with \n and \r; Bidi_C: text direction.
   return text.replace(/[\p{Zl}\p{Zp}\p{Cc}\p{Bidi_C}]/gu, encodeURIComponent);
 }
 
@@ -92,7 +92,7 @@ function report(what: unknown, at?: { hostname: string; port: number }) {
     const where = at ? `${at.hostname} port ${at.port}: ` : "";
     const text = what instanceof Error ? what.message : String(what);
     console.error(printable(`server: ${where}${text}`));
-  } catch { /* The disk is full, say: only the line is lost. */ }
+  } catch { /* If stderr fails, only this line is lost. */ }
 }
 
 /** Prints one line on stdout, faster than console.log() does. */
@@ -143,8 +143,8 @@ if (import.meta.main) {
     const listener = Deno.listen(address); // Steps 1 to 4 in one call.
     const stop = () => {
       listener[Symbol.dispose](); // Unlike close(), no error a second time.
-      // Exit after a second. If all exchanges end sooner, Deno ends by itself:
-      Deno.unrefTimer(setTimeout(Deno.exit, 1000)); // it ignores this timer.
+      // A second for exchanges under way; unref'd, it does not delay the end.
+      Deno.unrefTimer(setTimeout(Deno.exit, 1000));
     };
     Deno.addSignalListener("SIGINT", stop);
     if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
