@@ -143,7 +143,7 @@ if (import.meta.main) {
     const listener = Deno.listen(address); // Steps 1 to 4 in one call.
     const stop = () => {
       listener[Symbol.dispose](); // Unlike close(), no error a second time.
-      // A second for exchanges under way; unref'd, it does not delay the end.
+      // A second for exchanges under way; the timer alone does not keep Deno up.
       Deno.unrefTimer(setTimeout(Deno.exit, 1000));
     };
     Deno.addSignalListener("SIGINT", stop);
