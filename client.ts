@@ -29,7 +29,7 @@ export async function request(
   address: { hostname: string; port: number },
   message: string,
 ): Promise<string> {
-  // socket() and connect(). `using` closes on return, hence `return await`.
+  // socket() and connect(). `using` closes on return: so await it before.
   using conn = await Deno.connect(address);
   return await exchange(conn, message);
 }
@@ -53,16 +53,16 @@ const help = `Usage: deno run --allow-net client.ts [flags]
   -m, --message  1 to 64 bytes (default hello); --message=-5 sends -5`;
 
 /**
- * Parses the arguments; throws if it cannot, or cannot load `@std/cli`, or if
+ * Parses the arguments. Throws if it cannot parse them or load `@std/cli`, or if
  * the message is not 1 to 64 bytes in UTF-8.
  */
 export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number; message: string }> {
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
-  const flags = args.filter((arg) => arg !== "--"); // Passed by `deno task`.
+  const flags = args.filter((arg) => arg !== "--"); // `deno task` adds it.
   if (flags.length === 0) return defaults;
-  // In a variable, so that Deno downloads it only here, and not at start.
+  // A variable, so that Deno downloads the module only here, not at start.
   const name = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000).catch((error) => {
     throw new Error(`cannot load ${name}: ${error.message}`);

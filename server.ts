@@ -52,12 +52,12 @@ export async function serve(
     try {
       const conn = await listener.accept();
       retryDelay = 1;
-      const ended = handleAndClose(conn); // Not awaited: on to the next client.
-      running.add(ended);
-      ended.then(() => running.delete(ended));
+      const handling = handleAndClose(conn); // Not awaited: on to the next.
+      running.add(handling);
+      handling.then(() => running.delete(handling));
     } catch (error) {
       if (error instanceof Deno.errors.BadResource) break; // Listener closed.
-      // The client had gone before it was accepted; the code differs by system.
+      // The client left before accept(); the error's code differs by system.
       const { code = "" } = error as { code?: string };
       if (["ECONNABORTED", "ECONNRESET", "ENOTCONN"].includes(code)) continue;
       // Most likely too many open files. Wait, doubling up to a second.
@@ -70,7 +70,7 @@ export async function serve(
 }
 
 /**
- * The result of `work`, or the error `timed out` after `ms` milliseconds.
+ * Gives what `work` gives, or fails with `timed out` after `ms` milliseconds.
  * `work` itself is not stopped: a read goes on until its connection is closed.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
@@ -108,14 +108,14 @@ const help = `Usage: deno run --allow-net server.ts [flags]
   --hostname  name or address to listen on (default 0.0.0.0: all of IPv4)
   -p, --port  0 to 65535; 0 lets the system choose (default 1234)`;
 
-/** Parses the arguments; throws if it cannot, or cannot load `@std/cli`. */
+/** Parses the arguments. Throws if it cannot parse them or load `@std/cli`. */
 export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number }> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
-  const flags = args.filter((arg) => arg !== "--"); // Passed by `deno task`.
+  const flags = args.filter((arg) => arg !== "--"); // `deno task` adds it.
   if (flags.length === 0) return defaults;
-  // In a variable, so that Deno downloads it only here, and not at start.
+  // A variable, so that Deno downloads the module only here, not at start.
   const name = "jsr:@std/cli@1/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000).catch((error) => {
     throw new Error(`cannot load ${name}: ${error.message}`);
@@ -142,8 +142,8 @@ if (import.meta.main) {
     address = await parse(Deno.args);
     const listener = Deno.listen(address); // Steps 1 to 4 in one call.
     const stop = () => {
-      listener[Symbol.dispose](); // Unlike close(), no error a second time.
-      // A second for exchanges under way; the timer alone does not keep Deno up.
+      listener[Symbol.dispose](); // Unlike close(), may be called again.
+      // Exchanges get one second. unrefTimer: Deno ends earlier if they all do.
       Deno.unrefTimer(setTimeout(Deno.exit, 1000));
     };
     Deno.addSignalListener("SIGINT", stop);
