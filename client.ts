@@ -53,8 +53,8 @@ const help = `Usage: deno run --allow-net client.ts [flags]
   -m, --message  1 to 64 bytes (default hello); --message=-5 sends -5`;
 
 /**
- * Parses the arguments. Throws if it cannot parse them or load `@std/cli`, or if
- * the message is not 1 to 64 bytes in UTF-8.
+ * Parses the arguments. Throws if it cannot parse them or load `@std/cli`, or
+ * if the message is not 1 to 64 bytes in UTF-8.
  */
 export async function parse(
   args: string[],
