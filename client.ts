@@ -29,7 +29,7 @@ export async function request(
   address: { hostname: string; port: number },
   message: string,
 ): Promise<string> {
-  // socket() and connect(). `using` closes on return: so await it before.
+  // socket() and connect(). `using` closes on return, so await the exchange.
   using conn = await Deno.connect(address);
   return await exchange(conn, message);
 }
