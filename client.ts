@@ -1,7 +1,8 @@
 #!/usr/bin/env -S deno run --allow-net
 /**
  * The TCP client of chapter 03 of "Build Your Own Redis": it connects, writes
- * `hello`, reads once, closes and prints the reply.
+ * `hello`, reads once, closes and prints the reply. `deadline` and `printable`
+ * are copies of those in server.ts, so that each file runs alone.
  * @module
  */
 
@@ -24,17 +25,21 @@ export async function exchange(
   return new TextDecoder().decode(buffer.subarray(0, length));
 }
 
-/** Connects, makes one {@linkcode exchange} and closes. Has no time limit. */
+/**
+ * Connects, makes one {@linkcode exchange} and closes. Connecting and the
+ * exchange may each take `ms` milliseconds, or it fails with `timed out`.
+ */
 export async function request(
   address: { hostname: string; port: number },
   message: string,
+  ms: number,
 ): Promise<string> {
   // socket() and connect(). `using` closes on return, so await the exchange.
-  using conn = await Deno.connect(address);
-  return await exchange(conn, message);
+  using conn = await deadline(Deno.connect(address), ms);
+  return await deadline(exchange(conn, message), ms);
 }
 
-/** As in server.ts: fails with `timed out` after `ms` milliseconds. */
+/** Fails with `timed out` if `work` takes over `ms` milliseconds (< 2^31). */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error("timed out")), ms);
@@ -42,9 +47,11 @@ export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   });
 }
 
-/** As in server.ts: encodes line breaks, control and direction characters. */
+/** Percent-encodes line breaks, control and text direction characters. */
 export function printable(text: string): string {
-  return text.replace(/[\p{Zl}\p{Zp}\p{Cc}\p{Bidi_C}]/gu, encodeURIComponent);
+  const unsafe =
+    /[\p{Control}\p{Line_Separator}\p{Paragraph_Separator}\p{Bidi_Control}]/gu;
+  return text.replace(unsafe, encodeURIComponent);
 }
 
 const help = `Usage: deno run --allow-net client.ts [flags]
@@ -52,21 +59,16 @@ const help = `Usage: deno run --allow-net client.ts [flags]
   -p, --port     1 to 65535 (default 1234)
   -m, --message  1 to 64 bytes (default hello); --message=-5 sends -5`;
 
-/**
- * Parses the arguments. Throws if it cannot parse them or load `@std/cli`, or
- * if the message is not 1 to 64 bytes in UTF-8.
- */
+/** Parses the arguments. Throws if it cannot parse them or load `@std/cli`. */
 export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number; message: string }> {
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
-  const flags = args.filter((arg) => arg !== "--"); // `deno task` adds it.
+  const flags = args.filter((arg) => arg !== "--"); // deno task passes it on.
   if (flags.length === 0) return defaults;
   // A variable, so that Deno downloads the module only here, not at start.
-  const name = "jsr:@std/cli@1/parse-args";
-  const { parseArgs } = await deadline(import(name), 10_000).catch((error) => {
-    throw new Error(`cannot load ${name}: ${error.message}`);
-  });
+  const name = "jsr:@std/cli@^1.0.32/parse-args";
+  const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port, message } = parseArgs(flags, {
     string: ["hostname", "message"], // Not the port, which is a number.
     alias: { port: "p", message: "m" },
@@ -93,7 +95,7 @@ if (import.meta.main) {
   try {
     const { hostname, port, message } = await parse(Deno.args);
     errorPrefix = `client: ${hostname} port ${port}: `;
-    const said = await deadline(request({ hostname, port }, message), 10_000);
+    const said = await request({ hostname, port }, message, 10_000);
     errorPrefix = "client: stdout: "; // From here, only printing can fail.
     console.log(`server says: ${printable(said)}`);
   } catch (error) {

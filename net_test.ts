@@ -1,6 +1,6 @@
 /**
  * `deno test --allow-net` runs all tests. `deno test` alone, which never asks
- * for a permission, ignores those that need a socket.
+ * for a permission, ignores those that open sockets.
  */
 import * as client from "./client.ts";
 import * as server from "./server.ts";
@@ -9,81 +9,153 @@ import * as server from "./server.ts";
 const load = (name: string) => server.deadline(import(name), 10_000);
 const [assert, cli] = await Promise.all([
   load("@std/assert").catch(() => load("node:assert")),
-  load("jsr:@std/cli@1/parse-args").catch(() => null),
+  load("jsr:@std/cli@^1.0.32/parse-args").catch(() => null),
 ]);
 const assertEquals = assert.assertEquals ?? assert.deepStrictEqual;
+
+// Options: a test fails if it leaves a timer, a read or a socket open, and is
+// ignored if it needs a permission or a package that is not there.
+const strict = { sanitizeOps: true, sanitizeResources: true };
 const net = Deno.permissions.querySync({ name: "net", host: "127.0.0.1" });
-const noNet = net.state !== "granted";
+const sockets = { ...strict, ignore: net.state !== "granted" };
+const flags = { ...strict, ignore: cli === null };
 
-/** Defines a test, which fails if it leaves a timer, read or socket open. */
-function test(name: string, fn: () => void | Promise<void>, ignore = false) {
-  Deno.test({ name, fn, ignore, sanitizeOps: true, sanitizeResources: true });
-}
-
-test("client gets world, server hears hello (needs --allow-net)", async () => {
+Deno.test("client gets world, server hears hello", sockets, async () => {
   const heard: string[] = [];
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const served = server.serve(listener, async (conn) => {
     heard.push(await server.exchange(conn));
   });
-  const reply = await client.request(listener.addr, "hello");
+  assertEquals(await client.request(listener.addr, "hello", 5000), "world");
   listener.close();
   await served;
-  assertEquals(reply, "world");
   assertEquals(heard, ["hello"]);
-}, noNet);
-
-/** Resolves to the message of what a promise rejects with. */
-const failure = (promise: Promise<unknown>) => promise.catch((e) => e.message);
-const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
-const drop = (_bytes: Uint8Array) => {};
-
-/** An end of a connection in memory: reads `incoming`, writes up to `max`. */
-function fakeConn(incoming: Promise<Uint8Array | null>, send = drop, max = 64) {
-  return {
-    async read(buffer: Uint8Array) {
-      const bytes = (await incoming)?.subarray(0, buffer.length);
-      buffer.set(bytes ?? []);
-      return bytes?.length ?? null; // Null: the other end has closed.
-    },
-    write(bytes: Uint8Array) {
-      send(bytes);
-      return Promise.resolve(Math.min(bytes.length, max));
-    },
-  } as unknown as Deno.Conn;
-}
-
-test("the same over a connection in memory", async () => {
-  const toServer = Promise.withResolvers<Uint8Array>();
-  const toClient = Promise.withResolvers<Uint8Array>();
-  const [reply, heard] = await Promise.all([
-    client.exchange(fakeConn(toClient.promise, toServer.resolve), "hello"),
-    server.exchange(fakeConn(toServer.promise, toClient.resolve)),
-  ]);
-  assertEquals([reply, heard], ["world", "hello"]);
 });
 
-test("a read of up to 64 bytes, and a write of all bytes", async () => {
-  const long = Promise.resolve(new Uint8Array(65));
+const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+/** Resolves to the message of what `promise` rejects with. */
+const failure = (promise: Promise<unknown>) => promise.catch((e) => e.message);
+
+Deno.test("request() times out, and closes", sockets, async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const requested = failure(client.request(listener.addr, "hello", 200));
+  using silent = await server.deadline(listener.accept(), 5000);
+  const read = () => server.deadline(silent.read(new Uint8Array(64)), 5000);
+  assertEquals([await read(), await read()], [5, null]); // Hello, and closed.
+  assertEquals(await requested, "timed out");
+});
+
+/** A connection in memory, whose peer has sent `input` and closed. */
+function fakeConn(input: string, limit = 64) {
+  const log: string[] = [];
+  const conn = {
+    log,
+    remoteAddr: { hostname: "192.0.2.1", port: 50000 },
+    read(buffer: Uint8Array) {
+      log.push("read");
+      const { written } = new TextEncoder().encodeInto(input, buffer);
+      return Promise.resolve(written || null);
+    },
+    write(bytes: Uint8Array) {
+      log.push(`write ${new TextDecoder().decode(bytes)}`);
+      return Promise.resolve(Math.min(bytes.length, limit));
+    },
+    close: () => log.push("close"),
+    [Symbol.dispose]: () => log.includes("close") || conn.close(),
+  };
+  return conn as unknown as Deno.TcpConn & { log: string[] };
+}
+
+/** A listener in memory: accepts or fails as `queue` says, then is closed. */
+function fakeListener(queue: unknown[]) {
+  const accept = () => {
+    const next = queue.shift() ?? new Deno.errors.BadResource();
+    return next instanceof Error ? Promise.reject(next) : Promise.resolve(next);
+  };
+  const addr = { hostname: "0.0.0.0", port: 1234 };
+  return { accept, addr } as unknown as Deno.TcpListener;
+}
+
+/** Runs `fn` and resolves to the lines that it prints on stderr. */
+async function linesOf(fn: () => Promise<void>) {
+  const lines: string[] = [];
+  const { error } = console;
+  console.error = (line) => lines.push(line);
+  await fn().finally(() => console.error = error);
+  return lines;
+}
+
+Deno.test("one read and one write on each side, in memory", async () => {
+  const atServer = fakeConn("hello");
+  assertEquals(await server.exchange(atServer), "hello");
+  assertEquals(atServer.log, ["read", "write world"]);
+  const atClient = fakeConn("world");
+  assertEquals(await client.exchange(atClient, "hello"), "world");
+  assertEquals(atClient.log, ["write hello", "read"]);
+});
+
+Deno.test("up to 64 bytes are read, and all are written", async () => {
   for (const { exchange } of [server, client]) {
-    assertEquals((await exchange(fakeConn(long), "hello")).length, 64);
-    const part = await failure(exchange(fakeConn(long, drop, 4), "hello"));
+    const long = fakeConn("x".repeat(65));
+    assertEquals(await exchange(long, "hello"), "x".repeat(64));
+    const part = await failure(exchange(fakeConn("hello", 4), "hello"));
     assertEquals(part, "wrote only 4 bytes");
-    const closed = fakeConn(Promise.resolve(null));
-    const reason = await failure(exchange(closed, "hello"));
-    assertEquals(`${reason}`.slice(0, 15), "closed without ");
+    const closed = await failure(exchange(fakeConn(""), "hello"));
+    assertEquals(String(closed).slice(0, 14), "closed without");
   }
 });
 
-test("what a peer says is printed in one line", () => {
-  const text = "% \ufffdé漢🙂";
-  const hostile = "\x1b\r\n\x7f\x9b\u2028\u2029\u061c\u2069";
-  const encoded = "%1B%0D%0A%7F%C2%9B%E2%80%A8%E2%80%A9%D8%9C%E2%81%A9";
-  assertEquals(server.printable(text + hostile), text + encoded);
-  assertEquals(client.printable(text + hostile), text + encoded);
+Deno.test("handlers run concurrently, and serve() waits", strict, async () => {
+  const log: string[] = [];
+  await server.serve(fakeListener([fakeConn(""), fakeConn("")]), async () => {
+    log.push("begin");
+    await sleep(10);
+    log.push("end");
+  });
+  assertEquals(log, ["begin", "begin", "end", "end"]);
 });
 
-test("a deadline passes on a result, or times out", async () => {
+Deno.test("serve() prints what a handler throws, and closes", async () => {
+  const texts = new Map<unknown, string>([
+    [new Deno.errors.BadResource("two\nlines"), "two%0Alines"],
+    [new AggregateError([]), "AggregateError"],
+    [Symbol("sign"), "Symbol(sign)"],
+    [null, "null"],
+  ]);
+  for (const [reason, text] of texts) {
+    const [first, second] = [fakeConn(""), fakeConn("")];
+    const listener = fakeListener([first, second]);
+    const handler = (conn: Deno.TcpConn) => {
+      if (conn === first) throw reason; // At once, or by a promise.
+      conn.close();
+      return Promise.reject(reason);
+    };
+    const lines = await linesOf(() => server.serve(listener, handler));
+    assertEquals(lines, Array(2).fill(`server: 192.0.2.1 port 50000: ${text}`));
+    assertEquals([first.log, second.log], [["close"], ["close"]]);
+  }
+});
+
+Deno.test("serve() goes on after a failed accept", strict, async () => {
+  const { NotConnected, ConnectionReset, ConnectionAborted } = Deno.errors;
+  // Only the last costs a line: by the others, the client has left.
+  const errors = [NotConnected, ConnectionReset, ConnectionAborted, Error];
+  const conn = fakeConn("hello");
+  const listener = fakeListener([...errors.map((E) => new E("failed")), conn]);
+  const lines = await linesOf(() => server.serve(listener, server.exchange));
+  assertEquals(lines, ["server: 0.0.0.0 port 1234: failed"]);
+  assertEquals(conn.log, ["read", "write world", "close"]);
+});
+
+Deno.test("serve() waits after a failed accept", strict, async () => {
+  const queue = Array(1000).fill(new Error("failed"));
+  setTimeout(() => queue.length = 0, 30);
+  const listener = fakeListener(queue);
+  const lines = await linesOf(() => server.serve(listener, server.exchange));
+  assertEquals(lines.length < 100, true);
+});
+
+Deno.test("a deadline passes on a result, or times out", strict, async () => {
   for (const { deadline } of [server, client]) {
     assertEquals(await deadline(sleep(20).then(() => 1), 10_000), 1);
     const failed = Promise.reject(new Error("failed"));
@@ -93,108 +165,37 @@ test("a deadline passes on a result, or times out", async () => {
   }
 });
 
-/** Serves while the clients run; resolves to the lines on stderr. */
-async function linesOf(
-  handler: (conn: Deno.TcpConn) => Promise<unknown>,
-  clients: (address: { hostname: string; port: number }) => Promise<void>,
-  listener = Deno.listen({ hostname: "127.0.0.1", port: 0 }),
-) {
-  const lines: string[] = [];
-  const { error } = console;
-  console.error = (line) => lines.push(line.replace(/^.* port \d+: /, ""));
-  const served = server.serve(listener, handler);
-  const over = clients(listener.addr).finally(() => listener.close());
-  await over.then(() => served).finally(() => console.error = error);
-  return lines;
-}
-
-test("many clients, beside a silent one (needs --allow-net)", async () => {
-  const messages = [..."abcdefghijklmnopqrs", "é".repeat(32)];
-  const heard: string[] = [];
-  const lines = await linesOf(async (conn) => {
-    const said = await server.exchange(conn);
-    await sleep(50); // serve() has to wait, though the client has gone.
-    heard.push(said);
-  }, async (address) => {
-    using silent = await Deno.connect(address);
-    await Promise.all(messages.map(async (message) => {
-      assertEquals(await client.request(address, message), "world");
-    }));
-    assertEquals(await client.exchange(silent, "late"), "world");
-  });
-  assertEquals(heard.sort(), [...messages, "late"].sort());
-  assertEquals(lines, []);
-}, noNet);
-
-test("a handler that fails costs one line (needs --allow-net)", async () => {
-  const reset = Object.assign(new Error("a\nb"), { code: "ECONNRESET" });
-  const thrown = [reset, new Deno.errors.BadResource("c"), Symbol("d"), null];
-  let left = -1; // How many handlers serve() gives to Promise.all at its end.
-  const { all } = Promise;
-  Reflect.set(Promise, "all", (handlers: Set<unknown>) => left = handlers.size);
-  const lines = await linesOf((conn) => {
-    if (thrown.length === 0) return server.deadline(server.exchange(conn), 1);
-    conn.close(); // That it is closed already must not matter.
-    throw thrown.shift(); // At once, not by a promise.
-  }, async (address) => {
-    for (let i = 0; i < 5; i++) {
-      using silent = await Deno.connect(address);
-      assertEquals(await silent.read(new Uint8Array(1)), null); // Closed.
-    }
-  }).finally(() => Promise.all = all);
-  assertEquals(lines, ["a%0Ab", "c", "Symbol(d)", "null", "timed out"]);
-  assertEquals(left, 0); // All have ended, and are forgotten.
-}, noNet);
-
-test("after a failed accept serve() waits, and goes on", async () => {
-  const gone = ["ECONNABORTED", "ECONNRESET", "ENOTCONN"];
-  const codes = [...Array(12).fill("EMFILE"), ...gone, "", "EMFILE", "closed"];
-  const accept = () => {
-    const code = codes.shift();
-    if (code === "closed") throw new Deno.errors.BadResource();
-    if (code) throw Object.assign(new Error(code), { code });
-    return Promise.resolve({ [Symbol.dispose]() {} }); // A connection.
-  };
-  const fake = { accept, close() {}, addr: { hostname: "::", port: 1 } };
-  const listener = fake as unknown as Deno.TcpListener;
-  const waits: number[] = []; // What setTimeout is asked for; all end at once.
-  const { setTimeout } = globalThis;
-  Reflect.set(globalThis, "setTimeout", (resolve: () => void, ms: number) => {
-    waits.push(ms);
-    setTimeout(resolve);
-  });
-  const lines = await linesOf(async () => {}, async () => {}, listener)
-    .finally(() => globalThis.setTimeout = setTimeout);
-  assertEquals(lines, Array(13).fill("EMFILE"));
-  const doubled = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1000];
-  assertEquals(waits, [...doubled, 1]);
+Deno.test("what a peer says is printed in one line", () => {
+  const text = "% \ufffdé漢🙂";
+  const hostile = "\x1b\r\n\x7f\x9b\u2028\u2029\u061c\u2069";
+  const encoded = "%1B%0D%0A%7F%C2%9B%E2%80%A8%E2%80%A9%D8%9C%E2%81%A9";
+  for (const { printable } of [server, client]) {
+    assertEquals(printable(text + hostile), text + encoded);
+  }
 });
 
-test("without arguments parse() loads nothing", async () => {
-  const anywhere = { hostname: "0.0.0.0", port: 1234 };
+Deno.test("without flags it is the chapter's exchange", async () => {
   const hello = { hostname: "127.0.0.1", port: 1234, message: "hello" };
-  // parse() wins this race only if it waits for nothing.
-  assertEquals(await Promise.race([server.parse(["--"]), "late"]), anywhere);
-  assertEquals(await Promise.race([client.parse(["--"]), "late"]), hello);
+  assertEquals(await server.parse(["--"]), { hostname: "0.0.0.0", port: 1234 });
+  assertEquals(await client.parse(["--"]), hello);
 });
 
-test("flags are obeyed or refused (needs @std/cli)", async () => {
-  const flags = ["--", "--hostname=::1", "-p", "0"];
-  const address = { hostname: "::1", port: 0 };
-  assertEquals(await server.parse(flags), address);
-  for (const message of ["7", "007", "-5", "é".repeat(32)]) {
-    const sent = await client.parse([...flags, `-m=${message}`]);
-    assertEquals(sent, { ...address, message });
-  }
-  for (const [message, length] of [["", "0"], ["é".repeat(32) + "!", "65"]]) {
-    const reason = `the message is ${length} bytes, not 1 to 64`;
-    assertEquals(await failure(client.parse([`--message=${message}`])), reason);
-  }
+Deno.test("flags are obeyed or refused", flags, async () => {
   for (const { parse } of [server, client]) {
+    const { hostname, port } = await parse(["--hostname=::1"]);
+    assertEquals([hostname, port], ["::1", 1234]);
+    assertEquals((await parse(["--", "-p", "0"])).port, 0);
     for (const arg of ["--prt", "-x", "--no-port", "word"]) {
       const reason = `unknown argument "${arg}", see --help`;
       assertEquals(await failure(parse([arg])), reason);
     }
     assertEquals(await failure(parse(["--port"])), "--port takes a number");
   }
-}, !cli);
+  for (const message of ["7", "007", "-5", "é".repeat(32)]) {
+    assertEquals((await client.parse([`-m=${message}`])).message, message);
+  }
+  for (const [message, length] of [["", "0"], ["é".repeat(32) + "!", "65"]]) {
+    const reason = `the message is ${length} bytes, not 1 to 64`;
+    assertEquals(await failure(client.parse([`--message=${message}`])), reason);
+  }
+});

@@ -2,8 +2,7 @@
 /**
  * The TCP server of chapter 03 of "Build Your Own Redis": it reads once from
  * each client, writes `world`, prints what the client said and closes. Steps 1
- * to 4 of the chapter, socket to listen, are `Deno.listen` at the end of this
- * file; step 5, accept, and closing are in `serve`; step 6 is `exchange`.
+ * to 4 of the chapter are `Deno.listen`, below; 5 is `serve`, 6 `exchange`.
  * @module
  */
 
@@ -28,8 +27,8 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 
 /**
  * Accepts connections, step 5, and calls the handler for each, concurrently.
- * When a handler has ended, its connection is closed; what it throws is printed
- * as one line on stderr. A handler can limit its time by {@linkcode deadline}.
+ * When one has ended, prints what it threw as one line on stderr and closes the
+ * connection; a read or write that it has not awaited may then end the program.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
@@ -57,21 +56,22 @@ export async function serve(
       handling.then(() => running.delete(handling));
     } catch (error) {
       if (error instanceof Deno.errors.BadResource) break; // Listener closed.
-      // The client left before accept(); the error's code differs by system.
-      const { code = "" } = error as { code?: string };
-      if (["ECONNABORTED", "ECONNRESET", "ENOTCONN"].includes(code)) continue;
-      // Most likely too many open files. Wait, doubling up to a second.
+      // The client left before accept(); each system has its own error for it.
+      if (error instanceof Deno.errors.NotConnected) continue;
+      if (error instanceof Deno.errors.ConnectionReset) continue;
+      if (error instanceof Deno.errors.ConnectionAborted) continue;
+      // Most likely too many open files. Wait, doubling up to 100 ms.
       report(error, listener.addr);
       await new Promise((resolve) => setTimeout(resolve, retryDelay));
-      retryDelay = Math.min(retryDelay * 2, 1000);
+      retryDelay = Math.min(retryDelay * 2, 100);
     }
   }
   await Promise.all(running);
 }
 
 /**
- * Gives what `work` gives, or fails with `timed out` after `ms` milliseconds.
- * `work` itself is not stopped: a read goes on until its connection is closed.
+ * Gives what `work` gives, or fails with `timed out` after `ms` milliseconds,
+ * fewer than 2^31. `work` goes on: a read, until its connection is closed.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
@@ -82,15 +82,16 @@ export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
 
 /** Percent-encodes line breaks, control and text direction characters. */
 export function printable(text: string): string {
-  // Zl, Zp: line breaks; Cc: control, with \n and \r; Bidi_C: text direction.
-  return text.replace(/[\p{Zl}\p{Zp}\p{Cc}\p{Bidi_C}]/gu, encodeURIComponent);
+  const unsafe =
+    /[\p{Control}\p{Line_Separator}\p{Paragraph_Separator}\p{Bidi_Control}]/gu;
+  return text.replace(unsafe, encodeURIComponent);
 }
 
 /** Prints one line on stderr: what happened and, if known, at which address. */
 function report(what: unknown, at?: { hostname: string; port: number }) {
   try {
     const where = at ? `${at.hostname} port ${at.port}: ` : "";
-    const text = what instanceof Error ? what.message : String(what);
+    const text = (what instanceof Error && what.message) || String(what);
     console.error(printable(`server: ${where}${text}`));
   } catch { /* If stderr fails, only this line is lost. */ }
 }
@@ -98,7 +99,7 @@ function report(what: unknown, at?: { hostname: string; port: number }) {
 /** Prints one line on stdout, faster than console.log() does. */
 function print(line: string) {
   try {
-    Deno.stdout.writeSync(encoder.encode(`${line}\n`));
+    Deno.stdout.writeSync(encoder.encode(`${printable(line)}\n`));
   } catch (error) {
     report(`stdout: ${(error as Error).message}`);
   }
@@ -113,13 +114,11 @@ export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number }> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
-  const flags = args.filter((arg) => arg !== "--"); // `deno task` adds it.
+  const flags = args.filter((arg) => arg !== "--"); // deno task passes it on.
   if (flags.length === 0) return defaults;
   // A variable, so that Deno downloads the module only here, not at start.
-  const name = "jsr:@std/cli@1/parse-args";
-  const { parseArgs } = await deadline(import(name), 10_000).catch((error) => {
-    throw new Error(`cannot load ${name}: ${error.message}`);
-  });
+  const name = "jsr:@std/cli@^1.0.32/parse-args";
+  const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port } = parseArgs(flags, {
     string: ["hostname"], // Not the port, which is a number.
     alias: { port: "p" },
@@ -143,7 +142,8 @@ if (import.meta.main) {
     const listener = Deno.listen(address); // Steps 1 to 4 in one call.
     const stop = () => {
       listener[Symbol.dispose](); // Unlike close(), may be called again.
-      // Exchanges get one second. unrefTimer: Deno ends earlier if they all do.
+      // Ends the program after a second, but does not keep it running: if the
+      // exchanges end sooner, so does Deno.
       Deno.unrefTimer(setTimeout(Deno.exit, 1000));
     };
     Deno.addSignalListener("SIGINT", stop);
@@ -151,7 +151,7 @@ if (import.meta.main) {
     report(`listening on ${listener.addr.hostname} port ${listener.addr.port}`);
     await serve(listener, async (conn) => {
       const said = await deadline(exchange(conn), 10_000);
-      print(`client says: ${printable(said)}`);
+      print(`client says: ${said}`);
     });
   } catch (error) {
     report(error, address);
