@@ -2,7 +2,7 @@
 /**
  * The TCP client of chapter 03 of "Build Your Own Redis": it connects, writes
  * `hello`, reads once, closes and prints the reply. `deadline` and `printable`
- * are copies of those in server.ts, so that each file runs alone.
+ * stand in server.ts as well, so that each file runs alone.
  * @module
  */
 
@@ -26,8 +26,8 @@ export async function exchange(
 }
 
 /**
- * Connects, makes one {@linkcode exchange} and closes. Connecting and the
- * exchange may each take `ms` milliseconds, or it fails with `timed out`.
+ * Connects, makes one {@linkcode exchange} and closes. Fails with `timed out`
+ * if connecting (which goes on) or the exchange takes over `ms` milliseconds.
  */
 export async function request(
   address: { hostname: string; port: number },
@@ -39,7 +39,7 @@ export async function request(
   return await deadline(exchange(conn, message), ms);
 }
 
-/** Fails with `timed out` if `work` takes over `ms` milliseconds (< 2^31). */
+/** Fails with `timed out` after `ms` (< 2^31) milliseconds; cancels nothing. */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error("timed out")), ms);
@@ -57,7 +57,7 @@ export function printable(text: string): string {
 const help = `Usage: deno run --allow-net client.ts [flags]
   --hostname     name or address to connect to (default 127.0.0.1)
   -p, --port     1 to 65535 (default 1234)
-  -m, --message  1 to 64 bytes (default hello); --message=-5 sends -5`;
+  -m, --message  1 to 64 bytes (default hello); -m=-5 if it starts with -`;
 
 /** Parses the arguments. Throws if it cannot parse them or load `@std/cli`. */
 export async function parse(

@@ -1,23 +1,17 @@
-/**
- * `deno test --allow-net` runs all tests. `deno test` alone, which never asks
- * for a permission, ignores those that open sockets.
- */
+/** Without `--allow-net`, the tests that open sockets are ignored. */
 import * as client from "./client.ts";
 import * as server from "./server.ts";
 
-// Where @std/assert cannot be loaded, node:assert takes its place.
 const load = (name: string) => server.deadline(import(name), 10_000);
-const [assert, cli] = await Promise.all([
-  load("@std/assert").catch(() => load("node:assert")),
-  load("jsr:@std/cli@^1.0.32/parse-args").catch(() => null),
-]);
+// Where @std/assert cannot be loaded, node:assert takes its place.
+const assert = await load("@std/assert").catch(() => load("node:assert"));
 const assertEquals = assert.assertEquals ?? assert.deepStrictEqual;
 
-// Options: a test fails if it leaves a timer, a read or a socket open, and is
-// ignored if it needs a permission or a package that is not there.
+// With these options, a test fails if it leaves a timer, read or socket open.
 const strict = { sanitizeOps: true, sanitizeResources: true };
 const net = Deno.permissions.querySync({ name: "net", host: "127.0.0.1" });
 const sockets = { ...strict, ignore: net.state !== "granted" };
+const cli = await load("jsr:@std/cli@^1.0.32/parse-args").catch(() => null);
 const flags = { ...strict, ignore: cli === null };
 
 Deno.test("client gets world, server hears hello", sockets, async () => {
@@ -33,27 +27,29 @@ Deno.test("client gets world, server hears hello", sockets, async () => {
 });
 
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
-/** Resolves to the message of what `promise` rejects with. */
+
+/** Resolves to the message of the error that `promise` has to reject with. */
 const failure = (promise: Promise<unknown>) => promise.catch((e) => e.message);
 
 Deno.test("request() times out, and closes", sockets, async () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const requested = failure(client.request(listener.addr, "hello", 200));
+  const requested = failure(client.request(listener.addr, "hello", 500));
   using silent = await server.deadline(listener.accept(), 5000);
   const read = () => server.deadline(silent.read(new Uint8Array(64)), 5000);
   assertEquals([await read(), await read()], [5, null]); // Hello, and closed.
   assertEquals(await requested, "timed out");
 });
 
-/** A connection in memory, whose peer has sent `input` and closed. */
+/** A connection in memory: reads `input`, then null; writes `limit` at most. */
 function fakeConn(input: string, limit = 64) {
-  const log: string[] = [];
+  const log: string[] = []; // What was called.
   const conn = {
     log,
     remoteAddr: { hostname: "192.0.2.1", port: 50000 },
     read(buffer: Uint8Array) {
       log.push("read");
-      const { written } = new TextEncoder().encodeInto(input, buffer);
+      const { read, written } = new TextEncoder().encodeInto(input, buffer);
+      input = input.slice(read);
       return Promise.resolve(written || null);
     },
     write(bytes: Uint8Array) {
@@ -85,24 +81,25 @@ async function linesOf(fn: () => Promise<void>) {
   return lines;
 }
 
-Deno.test("one read and one write on each side, in memory", async () => {
-  const atServer = fakeConn("hello");
-  assertEquals(await server.exchange(atServer), "hello");
+Deno.test("each side reads once, up to 64 bytes, and writes once", async () => {
+  const long = "x".repeat(65);
+  const atServer = fakeConn(long);
+  assertEquals(await server.exchange(atServer), long.slice(0, 64));
   assertEquals(atServer.log, ["read", "write world"]);
-  const atClient = fakeConn("world");
-  assertEquals(await client.exchange(atClient, "hello"), "world");
+  const atClient = fakeConn(long);
+  assertEquals(await client.exchange(atClient, "hello"), long.slice(0, 64));
   assertEquals(atClient.log, ["write hello", "read"]);
 });
 
-Deno.test("up to 64 bytes are read, and all are written", async () => {
+Deno.test("a short write or a closed peer fails the exchange", async () => {
   for (const { exchange } of [server, client]) {
-    const long = fakeConn("x".repeat(65));
-    assertEquals(await exchange(long, "hello"), "x".repeat(64));
-    const part = await failure(exchange(fakeConn("hello", 4), "hello"));
-    assertEquals(part, "wrote only 4 bytes");
-    const closed = await failure(exchange(fakeConn(""), "hello"));
-    assertEquals(String(closed).slice(0, 14), "closed without");
+    const short = await failure(exchange(fakeConn("hello", 4), "hello"));
+    assertEquals(short, "wrote only 4 bytes");
   }
+  const atServer = await failure(server.exchange(fakeConn("")));
+  assertEquals(atServer, "closed without sending");
+  const atClient = await failure(client.exchange(fakeConn(""), "hello"));
+  assertEquals(atClient, "closed without a reply");
 });
 
 Deno.test("handlers run concurrently, and serve() waits", strict, async () => {
@@ -115,30 +112,33 @@ Deno.test("handlers run concurrently, and serve() waits", strict, async () => {
   assertEquals(log, ["begin", "begin", "end", "end"]);
 });
 
-Deno.test("serve() prints what a handler throws, and closes", async () => {
-  const texts = new Map<unknown, string>([
-    [new Deno.errors.BadResource("two\nlines"), "two%0Alines"],
-    [new AggregateError([]), "AggregateError"],
-    [Symbol("sign"), "Symbol(sign)"],
-    [null, "null"],
-  ]);
-  for (const [reason, text] of texts) {
-    const [first, second] = [fakeConn(""), fakeConn("")];
-    const listener = fakeListener([first, second]);
-    const handler = (conn: Deno.TcpConn) => {
-      if (conn === first) throw reason; // At once, or by a promise.
+Deno.test("serve() prints why a handler failed, and closes", async () => {
+  const reasons = [Error("a\nb"), new AggregateError([]), Symbol("c"), null];
+  const conns = reasons.map(() => fakeConn(""));
+  const listener = fakeListener([...conns]);
+  const handler = () => Promise.reject(reasons.shift());
+  const lines = await linesOf(() => server.serve(listener, handler));
+  const texts = ["a%0Ab", "AggregateError", "Symbol(c)", "null"];
+  assertEquals(lines, texts.map((t) => `server: 192.0.2.1 port 50000: ${t}`));
+  assertEquals(conns.map((conn) => conn.log), texts.map(() => ["close"]));
+});
+
+Deno.test("a handler may throw at once, and close by itself", async () => {
+  const conns = [fakeConn(""), fakeConn("")];
+  const listener = fakeListener([...conns]);
+  const lines = await linesOf(() =>
+    server.serve(listener, (conn) => {
       conn.close();
-      return Promise.reject(reason);
-    };
-    const lines = await linesOf(() => server.serve(listener, handler));
-    assertEquals(lines, Array(2).fill(`server: 192.0.2.1 port 50000: ${text}`));
-    assertEquals([first.log, second.log], [["close"], ["close"]]);
-  }
+      throw new Deno.errors.BadResource("closed");
+    })
+  );
+  assertEquals(lines, Array(2).fill("server: 192.0.2.1 port 50000: closed"));
+  assertEquals(conns.map((conn) => conn.log), [["close"], ["close"]]);
 });
 
 Deno.test("serve() goes on after a failed accept", strict, async () => {
   const { NotConnected, ConnectionReset, ConnectionAborted } = Deno.errors;
-  // Only the last costs a line: by the others, the client has left.
+  // Only the last costs a line: the first three say that the client has left.
   const errors = [NotConnected, ConnectionReset, ConnectionAborted, Error];
   const conn = fakeConn("hello");
   const listener = fakeListener([...errors.map((E) => new E("failed")), conn]);
@@ -149,7 +149,7 @@ Deno.test("serve() goes on after a failed accept", strict, async () => {
 
 Deno.test("serve() waits after a failed accept", strict, async () => {
   const queue = Array(1000).fill(new Error("failed"));
-  setTimeout(() => queue.length = 0, 30);
+  setTimeout(() => queue.length = 0, 30); // Without waits all fail before.
   const listener = fakeListener(queue);
   const lines = await linesOf(() => server.serve(listener, server.exchange));
   assertEquals(lines.length < 100, true);
@@ -165,33 +165,32 @@ Deno.test("a deadline passes on a result, or times out", strict, async () => {
   }
 });
 
-Deno.test("what a peer says is printed in one line", () => {
-  const text = "% \ufffdé漢🙂";
-  const hostile = "\x1b\r\n\x7f\x9b\u2028\u2029\u061c\u2069";
+Deno.test("printable() encodes what could disturb a terminal", () => {
+  const text = "% \ufffdé漢🙂 \x1b\r\n\x7f\x9b\u2028\u2029\u061c\u2069";
   const encoded = "%1B%0D%0A%7F%C2%9B%E2%80%A8%E2%80%A9%D8%9C%E2%81%A9";
   for (const { printable } of [server, client]) {
-    assertEquals(printable(text + hostile), text + encoded);
+    assertEquals(printable(text), `% \ufffdé漢🙂 ${encoded}`);
   }
 });
 
-Deno.test("without flags it is the chapter's exchange", async () => {
+Deno.test("without flags, parse() gives the chapter's values", async () => {
   const hello = { hostname: "127.0.0.1", port: 1234, message: "hello" };
-  assertEquals(await server.parse(["--"]), { hostname: "0.0.0.0", port: 1234 });
+  assertEquals(await server.parse([]), { hostname: "0.0.0.0", port: 1234 });
   assertEquals(await client.parse(["--"]), hello);
 });
 
-Deno.test("flags are obeyed or refused", flags, async () => {
+Deno.test("parse() takes flags, and refuses wrong ones", flags, async () => {
   for (const { parse } of [server, client]) {
     const { hostname, port } = await parse(["--hostname=::1"]);
     assertEquals([hostname, port], ["::1", 1234]);
-    assertEquals((await parse(["--", "-p", "0"])).port, 0);
+    assertEquals((await parse(["--", "-p", "80"])).port, 80);
     for (const arg of ["--prt", "-x", "--no-port", "word"]) {
       const reason = `unknown argument "${arg}", see --help`;
       assertEquals(await failure(parse([arg])), reason);
     }
     assertEquals(await failure(parse(["--port"])), "--port takes a number");
   }
-  for (const message of ["7", "007", "-5", "é".repeat(32)]) {
+  for (const message of ["007", "-5", "é".repeat(32)]) { // As it was typed.
     assertEquals((await client.parse([`-m=${message}`])).message, message);
   }
   for (const [message, length] of [["", "0"], ["é".repeat(32) + "!", "65"]]) {

@@ -27,8 +27,8 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 
 /**
  * Accepts connections, step 5, and calls the handler for each, concurrently.
- * When one has ended, prints what it threw as one line on stderr and closes the
- * connection; a read or write that it has not awaited may then end the program.
+ * When one has ended, prints what it threw as one line on stderr and closes its
+ * connection. A read or write that it does not await ends Deno if it fails.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
@@ -70,8 +70,8 @@ export async function serve(
 }
 
 /**
- * Gives what `work` gives, or fails with `timed out` after `ms` milliseconds,
- * fewer than 2^31. `work` goes on: a read, until its connection is closed.
+ * Gives what `work` gives, or fails with `timed out` after `ms` milliseconds
+ * (< 2^31). It does not cancel `work`: closing its connection ends a read.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
@@ -91,8 +91,8 @@ export function printable(text: string): string {
 function report(what: unknown, at?: { hostname: string; port: number }) {
   try {
     const where = at ? `${at.hostname} port ${at.port}: ` : "";
-    const text = (what instanceof Error && what.message) || String(what);
-    console.error(printable(`server: ${where}${text}`));
+    const text = what instanceof Error ? what.message || what.name : what;
+    console.error(printable(`server: ${where}${String(text)}`));
   } catch { /* If stderr fails, only this line is lost. */ }
 }
 
@@ -139,11 +139,11 @@ if (import.meta.main) {
   let address;
   try {
     address = await parse(Deno.args);
-    const listener = Deno.listen(address); // Steps 1 to 4 in one call.
+    const listener = Deno.listen(address); // socket, setsockopt, bind, listen
     const stop = () => {
       listener[Symbol.dispose](); // Unlike close(), may be called again.
-      // Ends the program after a second, but does not keep it running: if the
-      // exchanges end sooner, so does Deno.
+      // The exchanges have a second to end. An unref'd timer does not keep Deno
+      // running: if they end sooner, so does Deno.
       Deno.unrefTimer(setTimeout(Deno.exit, 1000));
     };
     Deno.addSignalListener("SIGINT", stop);
