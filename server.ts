@@ -106,7 +106,7 @@ function print(line: string) {
 }
 
 const help = `Usage: deno run --allow-net server.ts [flags]
-  --hostname  name or address to listen on (default 0.0.0.0: all of IPv4)
+  --hostname  where to listen (default 0.0.0.0; 127.0.0.1: this machine only)
   -p, --port  0 to 65535; 0 lets the system choose (default 1234)`;
 
 /** Parses the arguments. Throws if it cannot parse them or load `@std/cli`. */
