@@ -57,7 +57,7 @@ export function printable(text: string): string {
 const help = `Usage: deno run --allow-net client.ts [flags]
   --hostname     name or address to connect to (default 127.0.0.1)
   -p, --port     1 to 65535 (default 1234)
-  -m, --message  1 to 64 bytes (default hello); -m=-5 if it starts with -`;
+  -m, --message  1 to 64 bytes (default hello); -m=TEXT if it starts with -`;
 
 /** Parses the arguments. Throws if it cannot parse them or load `@std/cli`. */
 export async function parse(
@@ -66,14 +66,14 @@ export async function parse(
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
   const flags = args.filter((arg) => arg !== "--"); // deno task passes it on.
   if (flags.length === 0) return defaults;
-  // A variable, so that Deno downloads the module only here, not at start.
+  // Not a literal in import(): Deno would download the module at each start.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port, message } = parseArgs(flags, {
     string: ["hostname", "message"], // Not the port, which is a number.
     alias: { port: "p", message: "m" },
     default: defaults,
-    unknown: (arg: string) => { // A flag or a word.
+    unknown: (arg: string) => { // Is called for each.
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });

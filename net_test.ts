@@ -1,4 +1,3 @@
-/** Without `--allow-net`, the tests that open sockets are ignored. */
 import * as client from "./client.ts";
 import * as server from "./server.ts";
 
@@ -7,14 +6,15 @@ const load = (name: string) => server.deadline(import(name), 10_000);
 const assert = await load("@std/assert").catch(() => load("node:assert"));
 const assertEquals = assert.assertEquals ?? assert.deepStrictEqual;
 
-// With these options, a test fails if it leaves a timer, read or socket open.
+// Options: a test fails if it leaves a timer, read or socket open; some tests
+// are ignored without --allow-net, or where @std/cli cannot be loaded.
 const strict = { sanitizeOps: true, sanitizeResources: true };
 const net = Deno.permissions.querySync({ name: "net", host: "127.0.0.1" });
-const sockets = { ...strict, ignore: net.state !== "granted" };
+const needsNet = { ...strict, ignore: net.state !== "granted" };
 const cli = await load("jsr:@std/cli@^1.0.32/parse-args").catch(() => null);
-const flags = { ...strict, ignore: cli === null };
+const needsCli = { ...strict, ignore: cli === null };
 
-Deno.test("client gets world, server hears hello", sockets, async () => {
+Deno.test("client gets world, server hears hello", needsNet, async () => {
   const heard: string[] = [];
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const served = server.serve(listener, async (conn) => {
@@ -31,7 +31,7 @@ const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 /** Resolves to the message of the error that `promise` has to reject with. */
 const failure = (promise: Promise<unknown>) => promise.catch((e) => e.message);
 
-Deno.test("request() times out, and closes", sockets, async () => {
+Deno.test("request() times out, and closes", needsNet, async () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const requested = failure(client.request(listener.addr, "hello", 500));
   using silent = await server.deadline(listener.accept(), 5000);
@@ -64,8 +64,9 @@ function fakeConn(input: string, limit = 64) {
 
 /** A listener in memory: accepts or fails as `queue` says, then is closed. */
 function fakeListener(queue: unknown[]) {
+  let taken = 0;
   const accept = () => {
-    const next = queue.shift() ?? new Deno.errors.BadResource();
+    const next = queue[taken++] ?? new Deno.errors.BadResource();
     return next instanceof Error ? Promise.reject(next) : Promise.resolve(next);
   };
   const addr = { hostname: "0.0.0.0", port: 1234 };
@@ -81,25 +82,24 @@ async function linesOf(fn: () => Promise<void>) {
   return lines;
 }
 
-Deno.test("each side reads once, up to 64 bytes, and writes once", async () => {
-  const long = "x".repeat(65);
-  const atServer = fakeConn(long);
-  assertEquals(await server.exchange(atServer), long.slice(0, 64));
-  assertEquals(atServer.log, ["read", "write world"]);
-  const atClient = fakeConn(long);
-  assertEquals(await client.exchange(atClient, "hello"), long.slice(0, 64));
-  assertEquals(atClient.log, ["write hello", "read"]);
+Deno.test("server.exchange() reads once, writes once", strict, async () => {
+  const conn = fakeConn("x".repeat(65));
+  assertEquals(await server.exchange(conn), "x".repeat(64));
+  assertEquals(conn.log, ["read", "write world"]);
+  const short = await failure(server.exchange(fakeConn("hello", 4)));
+  assertEquals(short, "wrote only 4 bytes");
+  const closed = await failure(server.exchange(fakeConn("")));
+  assertEquals(closed, "closed without sending");
 });
 
-Deno.test("a short write or a closed peer fails the exchange", async () => {
-  for (const { exchange } of [server, client]) {
-    const short = await failure(exchange(fakeConn("hello", 4), "hello"));
-    assertEquals(short, "wrote only 4 bytes");
-  }
-  const atServer = await failure(server.exchange(fakeConn("")));
-  assertEquals(atServer, "closed without sending");
-  const atClient = await failure(client.exchange(fakeConn(""), "hello"));
-  assertEquals(atClient, "closed without a reply");
+Deno.test("client.exchange() writes once, reads once", strict, async () => {
+  const conn = fakeConn("x".repeat(65));
+  assertEquals(await client.exchange(conn, "hello"), "x".repeat(64));
+  assertEquals(conn.log, ["write hello", "read"]);
+  const short = await failure(client.exchange(fakeConn("world", 4), "hello"));
+  assertEquals(short, "wrote only 4 bytes");
+  const closed = await failure(client.exchange(fakeConn(""), "hello"));
+  assertEquals(closed, "closed without a reply");
 });
 
 Deno.test("handlers run concurrently, and serve() waits", strict, async () => {
@@ -112,33 +112,32 @@ Deno.test("handlers run concurrently, and serve() waits", strict, async () => {
   assertEquals(log, ["begin", "begin", "end", "end"]);
 });
 
-Deno.test("serve() prints why a handler failed, and closes", async () => {
+Deno.test("serve() prints why a handler failed", strict, async () => {
+  // Two lines, no message, and what is not an Error.
   const reasons = [Error("a\nb"), new AggregateError([]), Symbol("c"), null];
   const conns = reasons.map(() => fakeConn(""));
-  const listener = fakeListener([...conns]);
   const handler = () => Promise.reject(reasons.shift());
-  const lines = await linesOf(() => server.serve(listener, handler));
+  const lines = await linesOf(() => server.serve(fakeListener(conns), handler));
   const texts = ["a%0Ab", "AggregateError", "Symbol(c)", "null"];
   assertEquals(lines, texts.map((t) => `server: 192.0.2.1 port 50000: ${t}`));
   assertEquals(conns.map((conn) => conn.log), texts.map(() => ["close"]));
 });
 
-Deno.test("a handler may throw at once, and close by itself", async () => {
+Deno.test("a handler may throw at once, and close", strict, async () => {
   const conns = [fakeConn(""), fakeConn("")];
-  const listener = fakeListener([...conns]);
-  const lines = await linesOf(() =>
-    server.serve(listener, (conn) => {
-      conn.close();
-      throw new Deno.errors.BadResource("closed");
-    })
-  );
-  assertEquals(lines, Array(2).fill("server: 192.0.2.1 port 50000: closed"));
+  const handler = (conn: Deno.TcpConn) => {
+    conn.close();
+    // If serve() took it for a failure of accept, it would end here.
+    throw new Deno.errors.BadResource("thrown");
+  };
+  const lines = await linesOf(() => server.serve(fakeListener(conns), handler));
+  assertEquals(lines, Array(2).fill("server: 192.0.2.1 port 50000: thrown"));
   assertEquals(conns.map((conn) => conn.log), [["close"], ["close"]]);
 });
 
 Deno.test("serve() goes on after a failed accept", strict, async () => {
   const { NotConnected, ConnectionReset, ConnectionAborted } = Deno.errors;
-  // Only the last costs a line: the first three say that the client has left.
+  // Three that say that the client has left, and one that costs a line.
   const errors = [NotConnected, ConnectionReset, ConnectionAborted, Error];
   const conn = fakeConn("hello");
   const listener = fakeListener([...errors.map((E) => new E("failed")), conn]);
@@ -149,13 +148,14 @@ Deno.test("serve() goes on after a failed accept", strict, async () => {
 
 Deno.test("serve() waits after a failed accept", strict, async () => {
   const queue = Array(1000).fill(new Error("failed"));
-  setTimeout(() => queue.length = 0, 30); // Without waits all fail before.
+  // Without waits, all 1000 fail before this timer closes the listener.
+  setTimeout(() => queue.length = 0, 30);
   const listener = fakeListener(queue);
   const lines = await linesOf(() => server.serve(listener, server.exchange));
   assertEquals(lines.length < 100, true);
 });
 
-Deno.test("a deadline passes on a result, or times out", strict, async () => {
+Deno.test("deadline() times out, or clears its timer", strict, async () => {
   for (const { deadline } of [server, client]) {
     assertEquals(await deadline(sleep(20).then(() => 1), 10_000), 1);
     const failed = Promise.reject(new Error("failed"));
@@ -165,7 +165,7 @@ Deno.test("a deadline passes on a result, or times out", strict, async () => {
   }
 });
 
-Deno.test("printable() encodes what could disturb a terminal", () => {
+Deno.test("printable() encodes control characters", strict, () => {
   const text = "% \ufffdé漢🙂 \x1b\r\n\x7f\x9b\u2028\u2029\u061c\u2069";
   const encoded = "%1B%0D%0A%7F%C2%9B%E2%80%A8%E2%80%A9%D8%9C%E2%81%A9";
   for (const { printable } of [server, client]) {
@@ -173,13 +173,13 @@ Deno.test("printable() encodes what could disturb a terminal", () => {
   }
 });
 
-Deno.test("without flags, parse() gives the chapter's values", async () => {
+Deno.test("parse() without flags: the chapter's values", strict, async () => {
   const hello = { hostname: "127.0.0.1", port: 1234, message: "hello" };
   assertEquals(await server.parse([]), { hostname: "0.0.0.0", port: 1234 });
   assertEquals(await client.parse(["--"]), hello);
 });
 
-Deno.test("parse() takes flags, and refuses wrong ones", flags, async () => {
+Deno.test("parse() takes flags, and refuses wrong ones", needsCli, async () => {
   for (const { parse } of [server, client]) {
     const { hostname, port } = await parse(["--hostname=::1"]);
     assertEquals([hostname, port], ["::1", 1234]);
@@ -190,7 +190,7 @@ Deno.test("parse() takes flags, and refuses wrong ones", flags, async () => {
     }
     assertEquals(await failure(parse(["--port"])), "--port takes a number");
   }
-  for (const message of ["7", "007", "-5", "é".repeat(32)]) { // As it was typed.
+  for (const message of ["7", "007", "-5", "é".repeat(32)]) { // Text stays text.
     assertEquals((await client.parse([`-m=${message}`])).message, message);
   }
   for (const [message, length] of [["", "0"], ["é".repeat(32) + "!", "65"]]) {

@@ -28,7 +28,7 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 /**
  * Accepts connections, step 5, and calls the handler for each, concurrently.
  * When one has ended, prints what it threw as one line on stderr and closes its
- * connection. A read or write that it does not await ends Deno if it fails.
+ * connection. It has to await its reads and writes, or their failure ends Deno.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
@@ -71,7 +71,7 @@ export async function serve(
 
 /**
  * Gives what `work` gives, or fails with `timed out` after `ms` milliseconds
- * (< 2^31). It does not cancel `work`: closing its connection ends a read.
+ * (< 2^31). It does not cancel `work`: a read goes on until serve() closes.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
@@ -116,14 +116,14 @@ export async function parse(
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   const flags = args.filter((arg) => arg !== "--"); // deno task passes it on.
   if (flags.length === 0) return defaults;
-  // A variable, so that Deno downloads the module only here, not at start.
+  // Not a literal in import(): Deno would download the module at each start.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port } = parseArgs(flags, {
     string: ["hostname"], // Not the port, which is a number.
     alias: { port: "p" },
     default: defaults,
-    unknown: (arg: string) => { // A flag or a word.
+    unknown: (arg: string) => { // Is called for each.
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
@@ -142,8 +142,8 @@ if (import.meta.main) {
     const listener = Deno.listen(address); // socket, setsockopt, bind, listen
     const stop = () => {
       listener[Symbol.dispose](); // Unlike close(), may be called again.
-      // The exchanges have a second to end. An unref'd timer does not keep Deno
-      // running: if they end sooner, so does Deno.
+      // Exchanges have a second to end. Unref'd, the timer does not keep Deno
+      // waiting: if they end sooner, so does Deno.
       Deno.unrefTimer(setTimeout(Deno.exit, 1000));
     };
     Deno.addSignalListener("SIGINT", stop);
