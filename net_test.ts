@@ -102,15 +102,19 @@ Deno.test("client.exchange() writes once, reads once", strict, async () => {
   assertEquals(closed, "closed without a reply");
 });
 
-Deno.test("handlers run concurrently, and serve() waits", strict, async () => {
-  const log: string[] = [];
-  await server.serve(fakeListener([fakeConn(""), fakeConn("")]), async () => {
-    log.push("begin");
-    await sleep(10);
-    log.push("end");
-  });
-  assertEquals(log, ["begin", "begin", "end", "end"]);
-});
+Deno.test(
+  "handlers run concurrently, all are awaited",
+  strict,
+  async () => {
+    const log: string[] = [];
+    await server.serve(fakeListener([fakeConn(""), fakeConn("")]), async () => {
+      log.push("begin");
+      await sleep(10);
+      log.push("end");
+    });
+    assertEquals(log, ["begin", "begin", "end", "end"]);
+  },
+);
 
 Deno.test("serve() prints why a handler failed", strict, async () => {
   // Two lines, no message, and what is not an Error.
@@ -123,7 +127,7 @@ Deno.test("serve() prints why a handler failed", strict, async () => {
   assertEquals(conns.map((conn) => conn.log), texts.map(() => ["close"]));
 });
 
-Deno.test("a handler may throw at once, and close", strict, async () => {
+Deno.test("a handler may close its connection, and throw", strict, async () => {
   const conns = [fakeConn(""), fakeConn("")];
   const handler = (conn: Deno.TcpConn) => {
     conn.close();
@@ -137,7 +141,7 @@ Deno.test("a handler may throw at once, and close", strict, async () => {
 
 Deno.test("serve() goes on after a failed accept", strict, async () => {
   const { NotConnected, ConnectionReset, ConnectionAborted } = Deno.errors;
-  // Three that say that the client has left, and one that costs a line.
+  // Three that say that the client has left, and one that is printed.
   const errors = [NotConnected, ConnectionReset, ConnectionAborted, Error];
   const conn = fakeConn("hello");
   const listener = fakeListener([...errors.map((E) => new E("failed")), conn]);

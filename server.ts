@@ -116,7 +116,7 @@ export async function parse(
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   const flags = args.filter((arg) => arg !== "--"); // deno task passes it on.
   if (flags.length === 0) return defaults;
-  // Not a literal in import(): Deno would download the module at each start.
+  // Deno would download a literal of import() at start, needed or not.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port } = parseArgs(flags, {
