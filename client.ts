@@ -66,14 +66,14 @@ export async function parse(
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
   const flags = args.filter((arg) => arg !== "--"); // deno task passes it on.
   if (flags.length === 0) return defaults;
-  // Deno would download a literal of import() at start, needed or not.
+  // Deno downloads what a literal names at start, and a variable only here.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port, message } = parseArgs(flags, {
     string: ["hostname", "message"], // Not the port, which is a number.
     alias: { port: "p", message: "m" },
     default: defaults,
-    unknown: (arg: string) => { // Is called for each.
+    unknown: (arg: string) => { // What is not listed above.
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });

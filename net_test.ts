@@ -28,7 +28,7 @@ Deno.test("client gets world, server hears hello", needsNet, async () => {
 
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Resolves to the message of the error that `promise` has to reject with. */
+/** Resolves to the message of the error that `promise` rejects with. */
 const failure = (promise: Promise<unknown>) => promise.catch((e) => e.message);
 
 Deno.test("request() times out, and closes", needsNet, async () => {
@@ -102,19 +102,15 @@ Deno.test("client.exchange() writes once, reads once", strict, async () => {
   assertEquals(closed, "closed without a reply");
 });
 
-Deno.test(
-  "handlers run concurrently, all are awaited",
-  strict,
-  async () => {
-    const log: string[] = [];
-    await server.serve(fakeListener([fakeConn(""), fakeConn("")]), async () => {
-      log.push("begin");
-      await sleep(10);
-      log.push("end");
-    });
-    assertEquals(log, ["begin", "begin", "end", "end"]);
-  },
-);
+Deno.test("handlers run concurrently and are awaited", strict, async () => {
+  const log: string[] = [];
+  await server.serve(fakeListener([fakeConn(""), fakeConn("")]), async () => {
+    log.push("begin");
+    await sleep(10);
+    log.push("end");
+  });
+  assertEquals(log, ["begin", "begin", "end", "end"]);
+});
 
 Deno.test("serve() prints why a handler failed", strict, async () => {
   // Two lines, no message, and what is not an Error.
@@ -127,7 +123,7 @@ Deno.test("serve() prints why a handler failed", strict, async () => {
   assertEquals(conns.map((conn) => conn.log), texts.map(() => ["close"]));
 });
 
-Deno.test("a handler may close its connection, and throw", strict, async () => {
+Deno.test("a handler may close, and throw at once", strict, async () => {
   const conns = [fakeConn(""), fakeConn("")];
   const handler = (conn: Deno.TcpConn) => {
     conn.close();

@@ -27,8 +27,9 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 
 /**
  * Accepts connections, step 5, and calls the handler for each, concurrently.
- * When one has ended, prints what it threw as one line on stderr and closes its
- * connection. It has to await its reads and writes, or their failure ends Deno.
+ * When a handler ends, prints what it threw as one line on stderr, and closes
+ * its connection. A handler must await its reads and writes: one that fails
+ * while nobody awaits it ends Deno.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
@@ -71,7 +72,7 @@ export async function serve(
 
 /**
  * Gives what `work` gives, or fails with `timed out` after `ms` milliseconds
- * (< 2^31). It does not cancel `work`: a read goes on until serve() closes.
+ * (< 2^31). Does not cancel `work`: a read goes on until its connection closes.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
@@ -116,14 +117,14 @@ export async function parse(
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   const flags = args.filter((arg) => arg !== "--"); // deno task passes it on.
   if (flags.length === 0) return defaults;
-  // Deno would download a literal of import() at start, needed or not.
+  // Deno downloads what a literal names at start, and a variable only here.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port } = parseArgs(flags, {
     string: ["hostname"], // Not the port, which is a number.
     alias: { port: "p" },
     default: defaults,
-    unknown: (arg: string) => { // Is called for each.
+    unknown: (arg: string) => { // What is not listed above.
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
@@ -142,9 +143,7 @@ if (import.meta.main) {
     const listener = Deno.listen(address); // socket, setsockopt, bind, listen
     const stop = () => {
       listener[Symbol.dispose](); // Unlike close(), may be called again.
-      // Exchanges have a second to end. Unref'd, the timer does not keep Deno
-      // waiting: if they end sooner, so does Deno.
-      Deno.unrefTimer(setTimeout(Deno.exit, 1000));
+      setTimeout(Deno.exit, 1000); // Exchanges have one second.
     };
     Deno.addSignalListener("SIGINT", stop);
     if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
@@ -153,6 +152,7 @@ if (import.meta.main) {
       const said = await deadline(exchange(conn), 10_000);
       print(`client says: ${said}`);
     });
+    Deno.exit(); // All exchanges have ended, perhaps before that second.
   } catch (error) {
     report(error, address);
     Deno.exit(1);
