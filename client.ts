@@ -66,7 +66,7 @@ export async function parse(
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
   const flags = args.filter((arg) => arg !== "--"); // deno task passes it on.
   if (flags.length === 0) return defaults;
-  // Deno downloads what a literal names at start, and a variable only here.
+  // A literal import would be downloaded at start, a variable only when needed.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port, message } = parseArgs(flags, {

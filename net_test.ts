@@ -8,11 +8,11 @@ const assertEquals = assert.assertEquals ?? assert.deepStrictEqual;
 
 // Options: a test fails if it leaves a timer, read or socket open; some tests
 // are ignored without --allow-net, or where @std/cli cannot be loaded.
-const strict = { sanitizeOps: true, sanitizeResources: true };
+const noLeaks = { sanitizeOps: true, sanitizeResources: true };
 const net = Deno.permissions.querySync({ name: "net", host: "127.0.0.1" });
-const needsNet = { ...strict, ignore: net.state !== "granted" };
+const needsNet = { ...noLeaks, ignore: net.state !== "granted" };
 const cli = await load("jsr:@std/cli@^1.0.32/parse-args").catch(() => null);
-const needsCli = { ...strict, ignore: cli === null };
+const needsCli = { ...noLeaks, ignore: cli === null };
 
 Deno.test("client gets world, server hears hello", needsNet, async () => {
   const heard: string[] = [];
@@ -82,7 +82,7 @@ async function linesOf(fn: () => Promise<void>) {
   return lines;
 }
 
-Deno.test("server.exchange() reads once, writes once", strict, async () => {
+Deno.test("server.exchange() reads once, writes once", noLeaks, async () => {
   const conn = fakeConn("x".repeat(65));
   assertEquals(await server.exchange(conn), "x".repeat(64));
   assertEquals(conn.log, ["read", "write world"]);
@@ -92,7 +92,7 @@ Deno.test("server.exchange() reads once, writes once", strict, async () => {
   assertEquals(closed, "closed without sending");
 });
 
-Deno.test("client.exchange() writes once, reads once", strict, async () => {
+Deno.test("client.exchange() writes once, reads once", noLeaks, async () => {
   const conn = fakeConn("x".repeat(65));
   assertEquals(await client.exchange(conn, "hello"), "x".repeat(64));
   assertEquals(conn.log, ["write hello", "read"]);
@@ -102,7 +102,7 @@ Deno.test("client.exchange() writes once, reads once", strict, async () => {
   assertEquals(closed, "closed without a reply");
 });
 
-Deno.test("handlers run concurrently and are awaited", strict, async () => {
+Deno.test("handlers run concurrently and are awaited", noLeaks, async () => {
   const log: string[] = [];
   await server.serve(fakeListener([fakeConn(""), fakeConn("")]), async () => {
     log.push("begin");
@@ -112,7 +112,7 @@ Deno.test("handlers run concurrently and are awaited", strict, async () => {
   assertEquals(log, ["begin", "begin", "end", "end"]);
 });
 
-Deno.test("serve() prints why a handler failed", strict, async () => {
+Deno.test("serve() prints why a handler failed", noLeaks, async () => {
   // Two lines, no message, and what is not an Error.
   const reasons = [Error("a\nb"), new AggregateError([]), Symbol("c"), null];
   const conns = reasons.map(() => fakeConn(""));
@@ -123,7 +123,7 @@ Deno.test("serve() prints why a handler failed", strict, async () => {
   assertEquals(conns.map((conn) => conn.log), texts.map(() => ["close"]));
 });
 
-Deno.test("a handler may close, and throw at once", strict, async () => {
+Deno.test("a handler may close and throw synchronously", noLeaks, async () => {
   const conns = [fakeConn(""), fakeConn("")];
   const handler = (conn: Deno.TcpConn) => {
     conn.close();
@@ -135,7 +135,7 @@ Deno.test("a handler may close, and throw at once", strict, async () => {
   assertEquals(conns.map((conn) => conn.log), [["close"], ["close"]]);
 });
 
-Deno.test("serve() goes on after a failed accept", strict, async () => {
+Deno.test("serve() goes on after a failed accept", noLeaks, async () => {
   const { NotConnected, ConnectionReset, ConnectionAborted } = Deno.errors;
   // Three that say that the client has left, and one that is printed.
   const errors = [NotConnected, ConnectionReset, ConnectionAborted, Error];
@@ -146,7 +146,7 @@ Deno.test("serve() goes on after a failed accept", strict, async () => {
   assertEquals(conn.log, ["read", "write world", "close"]);
 });
 
-Deno.test("serve() waits after a failed accept", strict, async () => {
+Deno.test("serve() waits after a failed accept", noLeaks, async () => {
   const queue = Array(1000).fill(new Error("failed"));
   // Without waits, all 1000 fail before this timer closes the listener.
   setTimeout(() => queue.length = 0, 30);
@@ -155,7 +155,7 @@ Deno.test("serve() waits after a failed accept", strict, async () => {
   assertEquals(lines.length < 100, true);
 });
 
-Deno.test("deadline() times out, or clears its timer", strict, async () => {
+Deno.test("deadline() times out, or clears its timer", noLeaks, async () => {
   for (const { deadline } of [server, client]) {
     assertEquals(await deadline(sleep(20).then(() => 1), 10_000), 1);
     const failed = Promise.reject(new Error("failed"));
@@ -165,7 +165,7 @@ Deno.test("deadline() times out, or clears its timer", strict, async () => {
   }
 });
 
-Deno.test("printable() encodes control characters", strict, () => {
+Deno.test("printable() encodes control characters", noLeaks, () => {
   const text = "% \ufffdé漢🙂 \x1b\r\n\x7f\x9b\u2028\u2029\u061c\u2069";
   const encoded = "%1B%0D%0A%7F%C2%9B%E2%80%A8%E2%80%A9%D8%9C%E2%81%A9";
   for (const { printable } of [server, client]) {
@@ -173,7 +173,7 @@ Deno.test("printable() encodes control characters", strict, () => {
   }
 });
 
-Deno.test("parse() without flags: the chapter's values", strict, async () => {
+Deno.test("parse() without flags: the chapter's values", noLeaks, async () => {
   const hello = { hostname: "127.0.0.1", port: 1234, message: "hello" };
   assertEquals(await server.parse([]), { hostname: "0.0.0.0", port: 1234 });
   assertEquals(await client.parse(["--"]), hello);

@@ -28,8 +28,8 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 /**
  * Accepts connections, step 5, and calls the handler for each, concurrently.
  * When a handler ends, prints what it threw as one line on stderr, and closes
- * its connection. A handler must await its reads and writes: one that fails
- * while nobody awaits it ends Deno.
+ * its connection. A handler must await its reads and writes: if one fails that
+ * nobody awaits, the program ends.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
@@ -117,7 +117,7 @@ export async function parse(
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   const flags = args.filter((arg) => arg !== "--"); // deno task passes it on.
   if (flags.length === 0) return defaults;
-  // Deno downloads what a literal names at start, and a variable only here.
+  // A literal import would be downloaded at start, a variable only when needed.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port } = parseArgs(flags, {
