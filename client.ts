@@ -59,7 +59,7 @@ const help = `Usage: deno run --allow-net client.ts [flags]
   -p, --port     1 to 65535 (default 1234)
   -m, --message  1 to 64 bytes (default hello); -m=TEXT if it starts with -`;
 
-/** Parses the arguments. Throws if it cannot parse them or load `@std/cli`. */
+/** Parses the arguments. Throws if one is wrong or `@std/cli` does not load. */
 export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number; message: string }> {

@@ -110,7 +110,7 @@ const help = `Usage: deno run --allow-net server.ts [flags]
   --hostname  where to listen (default 0.0.0.0; 127.0.0.1: this machine only)
   -p, --port  0 to 65535; 0 lets the system choose (default 1234)`;
 
-/** Parses the arguments. Throws if it cannot parse them or load `@std/cli`. */
+/** Parses the arguments. Throws if one is wrong or `@std/cli` does not load. */
 export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number }> {
