@@ -1,15 +1,14 @@
 #!/usr/bin/env -S deno run --allow-net
 /**
  * The TCP client of chapter 03 of "Build Your Own Redis": it connects, writes
- * `hello`, reads once, closes and prints the reply. `deadline` and `printable`
- * stand in server.ts as well, so that each file runs alone.
+ * `hello`, reads once, closes and prints the reply. Imports nothing from
+ * server.ts, so that it runs alone: a few helpers are repeated.
  * @module
  */
 
 /**
  * The client's side of one exchange: one write of the message, one read of up
- * to 64 bytes. The caller closes.
- * @returns What the server said, decoded from UTF-8.
+ * to 64 bytes. Resolves to what the server said. The caller closes.
  * @throws {Error} If the server closes without a reply, or write or read fails.
  */
 export async function exchange(
@@ -26,20 +25,25 @@ export async function exchange(
 }
 
 /**
- * Connects, makes one {@linkcode exchange} and closes. Fails with `timed out`
- * if connecting (which goes on) or the exchange takes over `ms` milliseconds.
+ * Connects, makes one `exchange` and closes. Fails with `timed out` if
+ * connecting, or the exchange after it, takes more than `ms` milliseconds.
  */
 export async function request(
   address: { hostname: string; port: number },
   message: string,
   ms: number,
 ): Promise<string> {
-  // socket() and connect(). `using` closes on return, so await the exchange.
-  using conn = await deadline(Deno.connect(address), ms);
+  const abort = new AbortController();
+  const connecting = Deno.connect({ ...address, signal: abort.signal });
+  using conn = await deadline(connecting, ms).catch((error) => {
+    abort.abort(); // After a time-out, connecting would go on.
+    throw error;
+  });
+  // Without await, `using` would close before the exchange ends.
   return await deadline(exchange(conn, message), ms);
 }
 
-/** Fails with `timed out` after `ms` (< 2^31) milliseconds; cancels nothing. */
+/** Settles as `work`, or fails with `timed out` after `ms`; cancels nothing. */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error("timed out")), ms);
@@ -47,46 +51,44 @@ export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   });
 }
 
-/** Percent-encodes line breaks, control and text direction characters. */
+/** Percent-encodes what could clear the screen, end a line or reverse text. */
 export function printable(text: string): string {
-  const unsafe =
-    /[\p{Control}\p{Line_Separator}\p{Paragraph_Separator}\p{Bidi_Control}]/gu;
+  const unsafe = /[\p{Control}\p{Bidi_Control}\u2028\u2029]/gu;
   return text.replace(unsafe, encodeURIComponent);
 }
 
 const help = `Usage: deno run --allow-net client.ts [flags]
   --hostname     name or address to connect to (default 127.0.0.1)
   -p, --port     1 to 65535 (default 1234)
-  -m, --message  1 to 64 bytes (default hello); -m=TEXT if it starts with -`;
+  -m, --message  1 to 64 bytes (default hello); -m=TEXT if TEXT starts with -`;
 
 /** Parses the arguments. Throws if one is wrong or `@std/cli` does not load. */
 export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number; message: string }> {
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
-  const flags = args.filter((arg) => arg !== "--"); // deno task passes it on.
+  const flags = args.filter((a) => a !== "--"); // e.g. deno task client -- -p 9
   if (flags.length === 0) return defaults;
-  // A literal import would be downloaded at start, a variable only when needed.
+  // With a literal name Deno downloads the package before the program starts,
+  // with a variable only when this line runs: so never without flags.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port, message } = parseArgs(flags, {
-    string: ["hostname", "message"], // Not the port, which is a number.
+    string: ["hostname", "message"], // Stay text. A port becomes a number.
     alias: { port: "p", message: "m" },
     default: defaults,
-    unknown: (arg: string) => { // What is not listed above.
+    unknown: (arg: string) => { // Called for what is not listed above.
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
   if (typeof port !== "number") throw new Error("--port takes a number");
   // An empty write sends nothing, and the server reads at most 64 bytes.
-  const { length } = new TextEncoder().encode(message);
-  if (length < 1 || length > 64) {
-    throw new Error(`the message is ${length} bytes, not 1 to 64`);
-  }
+  const size = new TextEncoder().encode(message).length;
+  if (size < 1 || size > 64) throw new Error("--message takes 1 to 64 bytes");
   return { hostname, port, message };
 }
 
-if (import.meta.main) {
+if (import.meta.main) { // True if this file is run, false if it is imported.
   if (Deno.args.includes("-h") || Deno.args.includes("--help")) {
     console.log(help);
     Deno.exit();
