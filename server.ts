@@ -1,68 +1,63 @@
 #!/usr/bin/env -S deno run --allow-net
 /**
  * The TCP server of chapter 03 of "Build Your Own Redis": it reads once from
- * each client, writes `world`, prints what the client said and closes. Steps 1
- * to 4 of the chapter are `Deno.listen`, below; 5 is `serve`, 6 `exchange`.
+ * each client, writes `world`, prints what the client said and closes. The
+ * chapter's steps: 1 to 4 `Deno.listen`, at the end; 5 `serve`; 6 `exchange`.
  * @module
  */
 
-const encoder = new TextEncoder();
-const decoder = new TextDecoder();
-const reply = encoder.encode("world");
-
 /**
  * The server's side of one exchange, step 6: one read of up to 64 bytes, one
- * write of `world`. The caller closes.
- * @returns What the client said, decoded from UTF-8.
+ * write of `world`. Resolves to what the client said. The caller closes.
  * @throws {Error} If the client closes without sending, or read or write fails.
  */
 export async function exchange(conn: Deno.Conn): Promise<string> {
   const buffer = new Uint8Array(64);
   const length = await conn.read(buffer);
   if (length === null) throw new Error("closed without sending");
+  const reply = new TextEncoder().encode("world");
   const written = await conn.write(reply);
   if (written < reply.length) throw new Error(`wrote only ${written} bytes`);
-  return decoder.decode(buffer.subarray(0, length));
+  return new TextDecoder().decode(buffer.subarray(0, length));
 }
 
 /**
- * Accepts connections, step 5, and calls the handler for each, concurrently.
- * When a handler ends, prints what it threw as one line on stderr, and closes
- * its connection. A handler must await its reads and writes: if one fails that
- * nobody awaits, the program ends.
+ * Accepts connections, step 5, and calls the handler for each, many at once.
+ * When a handler ends, prints its error, if any, and closes its connection.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
   listener: Deno.TcpListener,
   handler: (conn: Deno.TcpConn) => Promise<unknown>,
 ): Promise<void> {
-  const running = new Set<Promise<void>>(); // The handlers that have not ended.
+  const running = new Set<Promise<void>>(); // Handlers, awaited at the end.
 
   async function handleAndClose(conn: Deno.TcpConn) {
     try {
       await handler(conn);
     } catch (error) {
-      report(error, conn.remoteAddr);
+      log(error, conn.remoteAddr);
     }
-    conn[Symbol.dispose](); // Unlike close(), no error if it is closed already.
+    conn[Symbol.dispose](); // Like close(), but no error if closed already.
   }
 
-  let retryDelay = 1; // Milliseconds from a failed accept to the next.
+  let retryDelay = 1; // Milliseconds to wait after a failed accept.
   while (true) {
     try {
       const conn = await listener.accept();
       retryDelay = 1;
-      const handling = handleAndClose(conn); // Not awaited: on to the next.
+      const handling = handleAndClose(conn); // No await: accept the next one.
       running.add(handling);
       handling.then(() => running.delete(handling));
     } catch (error) {
       if (error instanceof Deno.errors.BadResource) break; // Listener closed.
-      // The client left before accept(); each system has its own error for it.
+      // The client left before accept(). Each system has its own error for it.
       if (error instanceof Deno.errors.NotConnected) continue;
       if (error instanceof Deno.errors.ConnectionReset) continue;
       if (error instanceof Deno.errors.ConnectionAborted) continue;
-      // Most likely too many open files. Wait, doubling up to 100 ms.
-      report(error, listener.addr);
+      // Most likely "Too many open files": each connection is an open file too.
+      // Wait until some are closed, after each failure longer, up to 100 ms.
+      log(error, listener.addr);
       await new Promise((resolve) => setTimeout(resolve, retryDelay));
       retryDelay = Math.min(retryDelay * 2, 100);
     }
@@ -71,8 +66,8 @@ export async function serve(
 }
 
 /**
- * Gives what `work` gives, or fails with `timed out` after `ms` milliseconds
- * (< 2^31). Does not cancel `work`: a read goes on until its connection closes.
+ * Settles as `work` does, or fails with `timed out` after `ms` milliseconds.
+ * Does not cancel `work`: a read goes on until its connection is closed.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
@@ -81,28 +76,27 @@ export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   });
 }
 
-/** Percent-encodes line breaks, control and text direction characters. */
+/** Percent-encodes what could clear the screen, end a line or reverse text. */
 export function printable(text: string): string {
-  const unsafe =
-    /[\p{Control}\p{Line_Separator}\p{Paragraph_Separator}\p{Bidi_Control}]/gu;
+  const unsafe = /[\p{Control}\p{Bidi_Control}\u2028\u2029]/gu;
   return text.replace(unsafe, encodeURIComponent);
 }
 
-/** Prints one line on stderr: what happened and, if known, at which address. */
-function report(what: unknown, at?: { hostname: string; port: number }) {
+/** Prints one line on stderr: where it happened, if known, then what. */
+function log(what: unknown, at?: { hostname: string; port: number }) {
   try {
     const where = at ? `${at.hostname} port ${at.port}: ` : "";
-    const text = what instanceof Error ? what.message || what.name : what;
+    const text = what instanceof Error ? (what.message || what.name) : what;
     console.error(printable(`server: ${where}${String(text)}`));
   } catch { /* If stderr fails, only this line is lost. */ }
 }
 
-/** Prints one line on stdout, faster than console.log() does. */
+/** Prints one line on stdout. console.log() would cost a fifth of the speed. */
 function print(line: string) {
   try {
-    Deno.stdout.writeSync(encoder.encode(`${printable(line)}\n`));
+    Deno.stdout.writeSync(new TextEncoder().encode(`${printable(line)}\n`));
   } catch (error) {
-    report(`stdout: ${(error as Error).message}`);
+    log(`stdout: ${(error as Error).message}`);
   }
 }
 
@@ -115,16 +109,17 @@ export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number }> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
-  const flags = args.filter((arg) => arg !== "--"); // deno task passes it on.
+  const flags = args.filter((a) => a !== "--"); // e.g. deno task server -- -p 0
   if (flags.length === 0) return defaults;
-  // A literal import would be downloaded at start, a variable only when needed.
+  // With a literal name Deno downloads the package before the program starts,
+  // with a variable only when this line runs: so never without flags.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port } = parseArgs(flags, {
-    string: ["hostname"], // Not the port, which is a number.
+    string: ["hostname"], // Stays text. A port becomes a number.
     alias: { port: "p" },
     default: defaults,
-    unknown: (arg: string) => { // What is not listed above.
+    unknown: (arg: string) => { // Called for what is not listed above.
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
@@ -132,7 +127,7 @@ export async function parse(
   return { hostname, port };
 }
 
-if (import.meta.main) {
+if (import.meta.main) { // True if this file is run, false if it is imported.
   if (Deno.args.includes("-h") || Deno.args.includes("--help")) {
     console.log(help);
     Deno.exit();
@@ -142,19 +137,19 @@ if (import.meta.main) {
     address = await parse(Deno.args);
     const listener = Deno.listen(address); // socket, setsockopt, bind, listen
     const stop = () => {
-      listener[Symbol.dispose](); // Unlike close(), may be called again.
-      setTimeout(Deno.exit, 1000); // Exchanges have one second.
+      listener[Symbol.dispose](); // Like close(), but may be called twice.
+      setTimeout(Deno.exit, 1000); // Running exchanges have one second.
     };
     Deno.addSignalListener("SIGINT", stop);
     if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
-    report(`listening on ${listener.addr.hostname} port ${listener.addr.port}`);
+    log(`listening on ${listener.addr.hostname} port ${listener.addr.port}`);
     await serve(listener, async (conn) => {
       const said = await deadline(exchange(conn), 10_000);
       print(`client says: ${said}`);
     });
-    Deno.exit(); // All exchanges have ended, perhaps before that second.
+    Deno.exit(); // All exchanges have ended: no need for the whole second.
   } catch (error) {
-    report(error, address);
+    log(error, address);
     Deno.exit(1);
   }
 }
