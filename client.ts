@@ -36,14 +36,14 @@ export async function request(
   const abort = new AbortController();
   const connecting = Deno.connect({ ...address, signal: abort.signal });
   using conn = await deadline(connecting, ms).catch((error) => {
-    abort.abort(); // After a time-out, connecting would go on.
+    abort.abort(); // Otherwise connecting would go on.
     throw error;
   });
   // Without await, `using` would close before the exchange ends.
   return await deadline(exchange(conn, message), ms);
 }
 
-/** Settles as `work`, or fails with `timed out` after `ms`; cancels nothing. */
+/** Ends as `work`, or with `timed out` after `ms`, but does not stop `work`. */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error("timed out")), ms);
@@ -69,8 +69,8 @@ export async function parse(
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
   const flags = args.filter((a) => a !== "--"); // e.g. deno task client -- -p 9
   if (flags.length === 0) return defaults;
-  // With a literal name Deno downloads the package before the program starts,
-  // with a variable only when this line runs: so never without flags.
+  // Deno downloads a literal name before the program starts, but a name in a
+  // variable only when this line runs, so only if there are flags.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port, message } = parseArgs(flags, {

@@ -35,7 +35,7 @@ Deno.test("nobody has to wait (needs --allow-net)", needsNet, async () => {
   }).then(() => order.push("serve() has ended"));
   using silent = await Deno.connect({ port: listener.addr.port });
   assertEquals(await client.request(listener.addr, "hello", 5000), "world");
-  listener.close(); // No new clients. `silent` was accepted before.
+  listener.close(); // No new clients; `silent` is already accepted.
   assertEquals(await client.exchange(silent, "late"), "world");
   await served;
   assertEquals(order, ["hello", "late", "serve() has ended"]);
@@ -43,7 +43,7 @@ Deno.test("nobody has to wait (needs --allow-net)", needsNet, async () => {
 
 Deno.test("request() times out (needs --allow-net)", needsNet, async () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  // The system connects, although nobody calls accept() (step 4).
+  // The system connects before we call accept() below (step 4).
   await assertFails(client.request(listener.addr, "hello", 100), "timed out");
   using conn = await listener.accept(); // From the queue.
   const buffer = new Uint8Array(64);
@@ -51,7 +51,7 @@ Deno.test("request() times out (needs --allow-net)", needsNet, async () => {
   assertEquals(await server.deadline(conn.read(buffer), 5000), null); // Closed.
 });
 
-/** In memory: reads `input`, writes at most `limit` bytes, notes each call. */
+/** A fake: reads `input`, writes up to `limit` bytes, lists its calls. */
 function fakeConn(input: string, limit = 64) {
   const calls: string[] = [];
   const conn = {
@@ -144,7 +144,7 @@ Deno.test("deadline() times out, or clears its timer", noLeaks, async () => {
 });
 
 Deno.test("printable() encodes control characters", noLeaks, () => {
-  // ESC, CR, LF, DEL, ESC [ in one, two line breaks, two of text direction.
+  // ESC, CR, LF, DEL, CSI (ESC [), 2 line separators, 2 text directions.
   const text = "% \ufffdé漢🙂 \x1b\r\n\x7f\x9b\u2028\u2029\u061c\u2069";
   const encoded = "%1B%0D%0A%7F%C2%9B%E2%80%A8%E2%80%A9%D8%9C%E2%81%A9";
   for (const { printable } of [server, client]) {
@@ -168,7 +168,7 @@ Deno.test("parse() checks flags (needs @std/cli)", needsCli, async () => {
     }
     await assertFails(parse(["--port"]), "--port takes a number");
   }
-  // 64 bytes at most, and a message that looks like a number stays text.
+  // What looks like a number stays text. The last one has 64 bytes.
   for (const message of ["7", "007", "-5", "é".repeat(32)]) {
     assertEquals((await client.parse([`-m=${message}`])).message, message);
   }

@@ -2,7 +2,7 @@
 /**
  * The TCP server of chapter 03 of "Build Your Own Redis": it reads once from
  * each client, writes `world`, prints what the client said and closes. The
- * chapter's steps: 1 to 4 `Deno.listen`, at the end; 5 `serve`; 6 `exchange`.
+ * chapter's steps 1-4 are `Deno.listen` at the end, 5 `serve`, 6 `exchange`.
  * @module
  */
 
@@ -56,7 +56,7 @@ export async function serve(
       if (error instanceof Deno.errors.ConnectionReset) continue;
       if (error instanceof Deno.errors.ConnectionAborted) continue;
       // Most likely "Too many open files": each connection is an open file too.
-      // Wait until some are closed, after each failure longer, up to 100 ms.
+      // Wait for some to close: longer after each failure, at most 100 ms.
       log(error, listener.addr);
       await new Promise((resolve) => setTimeout(resolve, retryDelay));
       retryDelay = Math.min(retryDelay * 2, 100);
@@ -66,7 +66,7 @@ export async function serve(
 }
 
 /**
- * Settles as `work` does, or fails with `timed out` after `ms` milliseconds.
+ * Ends as `work` does, or fails with `timed out` after `ms` milliseconds.
  * Does not cancel `work`: a read goes on until its connection is closed.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
@@ -91,7 +91,7 @@ function log(what: unknown, at?: { hostname: string; port: number }) {
   } catch { /* If stderr fails, only this line is lost. */ }
 }
 
-/** Prints one line on stdout. console.log() would cost a fifth of the speed. */
+/** Prints one line on stdout. console.log() makes the server a fifth slower. */
 function print(line: string) {
   try {
     Deno.stdout.writeSync(new TextEncoder().encode(`${printable(line)}\n`));
@@ -111,8 +111,8 @@ export async function parse(
   const defaults = { hostname: "0.0.0.0", port: 1234 };
   const flags = args.filter((a) => a !== "--"); // e.g. deno task server -- -p 0
   if (flags.length === 0) return defaults;
-  // With a literal name Deno downloads the package before the program starts,
-  // with a variable only when this line runs: so never without flags.
+  // Deno downloads a literal name before the program starts, but a name in a
+  // variable only when this line runs, so only if there are flags.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port } = parseArgs(flags, {
