@@ -43,7 +43,7 @@ export async function request(
   return await deadline(exchange(conn, message), ms);
 }
 
-/** Ends as `work`, or with `timed out` after `ms`, but does not stop `work`. */
+/** Ends as `work` does, or with `timed out` after `ms`, but `work` goes on. */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error("timed out")), ms);
@@ -51,7 +51,7 @@ export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   });
 }
 
-/** Percent-encodes what could clear the screen, end a line or reverse text. */
+/** Percent-encodes control characters, which clear screens or reverse text. */
 export function printable(text: string): string {
   const unsafe = /[\p{Control}\p{Bidi_Control}\u2028\u2029]/gu;
   return text.replace(unsafe, encodeURIComponent);

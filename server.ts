@@ -76,7 +76,7 @@ export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   });
 }
 
-/** Percent-encodes what could clear the screen, end a line or reverse text. */
+/** Percent-encodes control characters, which clear screens or reverse text. */
 export function printable(text: string): string {
   const unsafe = /[\p{Control}\p{Bidi_Control}\u2028\u2029]/gu;
   return text.replace(unsafe, encodeURIComponent);
@@ -91,7 +91,7 @@ function log(what: unknown, at?: { hostname: string; port: number }) {
   } catch { /* If stderr fails, only this line is lost. */ }
 }
 
-/** Prints one line on stdout. console.log() makes the server a fifth slower. */
+/** Prints a line on stdout. console.log() makes the server up to 20% slower. */
 function print(line: string) {
   try {
     Deno.stdout.writeSync(new TextEncoder().encode(`${printable(line)}\n`));
