@@ -33,17 +33,17 @@ export async function request(
   message: string,
   ms: number,
 ): Promise<string> {
-  const abort = new AbortController();
-  const connecting = Deno.connect({ ...address, signal: abort.signal });
+  const controller = new AbortController();
+  const connecting = Deno.connect({ ...address, signal: controller.signal });
   using conn = await deadline(connecting, ms).catch((error) => {
-    abort.abort(); // Otherwise connecting would go on.
+    controller.abort(); // Otherwise connecting would go on.
     throw error;
   });
   // Without await, `using` would close before the exchange ends.
   return await deadline(exchange(conn, message), ms);
 }
 
-/** Ends as `work` does, or with `timed out` after `ms`, but `work` goes on. */
+/** Ends as `work` does, or fails after `ms`, but does not stop `work`. */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error("timed out")), ms);
@@ -51,7 +51,7 @@ export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   });
 }
 
-/** Percent-encodes control characters, which clear screens or reverse text. */
+/** Percent-encodes what breaks lines, clears the screen or reverses text. */
 export function printable(text: string): string {
   const unsafe = /[\p{Control}\p{Bidi_Control}\u2028\u2029]/gu;
   return text.replace(unsafe, encodeURIComponent);
@@ -67,10 +67,10 @@ export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number; message: string }> {
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
-  const flags = args.filter((a) => a !== "--"); // e.g. deno task client -- -p 9
+  const flags = args.filter((a) => a !== "--"); // deno task X -- passes it on.
   if (flags.length === 0) return defaults;
-  // Deno downloads a literal name before the program starts, but a name in a
-  // variable only when this line runs, so only if there are flags.
+  // Deno downloads import("jsr:…") before the program starts, import(name) only
+  // when this line runs: so without flags, nothing is downloaded.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port, message } = parseArgs(flags, {

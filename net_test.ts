@@ -1,7 +1,7 @@
 import * as client from "./client.ts";
 import * as server from "./server.ts";
 
-// Both packages come from JSR. Where it cannot be reached, node:assert takes
+// @std/cli and @std/assert come from JSR. If it is down, node:assert takes
 // the place of @std/assert, and the test that needs @std/cli is ignored.
 const load = (name: string) =>
   server.deadline(import(name), 10_000).catch(() => null);
@@ -35,7 +35,7 @@ Deno.test("nobody has to wait (needs --allow-net)", needsNet, async () => {
   }).then(() => order.push("serve() has ended"));
   using silent = await Deno.connect({ port: listener.addr.port });
   assertEquals(await client.request(listener.addr, "hello", 5000), "world");
-  listener.close(); // No new clients; `silent` is already accepted.
+  listener.close(); // `silent` came first: it is accepted already.
   assertEquals(await client.exchange(silent, "late"), "world");
   await served;
   assertEquals(order, ["hello", "late", "serve() has ended"]);
@@ -43,7 +43,7 @@ Deno.test("nobody has to wait (needs --allow-net)", needsNet, async () => {
 
 Deno.test("request() times out (needs --allow-net)", needsNet, async () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  // The system connects before we call accept() below (step 4).
+  // Chapter, step 4: the system connects before our accept().
   await assertFails(client.request(listener.addr, "hello", 100), "timed out");
   using conn = await listener.accept(); // From the queue.
   const buffer = new Uint8Array(64);
@@ -51,7 +51,7 @@ Deno.test("request() times out (needs --allow-net)", needsNet, async () => {
   assertEquals(await server.deadline(conn.read(buffer), 5000), null); // Closed.
 });
 
-/** A fake: reads `input`, writes up to `limit` bytes, lists its calls. */
+/** A fake connection: reads `input`, writes `limit` bytes at most. */
 function fakeConn(input: string, limit = 64) {
   const calls: string[] = [];
   const conn = {
@@ -60,14 +60,14 @@ function fakeConn(input: string, limit = 64) {
     read(buffer: Uint8Array) {
       calls.push(`read ${buffer.length}`);
       const { written } = new TextEncoder().encodeInto(input, buffer);
-      return Promise.resolve(written || null);
+      return Promise.resolve(written || null); // null: the end.
     },
     write(bytes: Uint8Array) {
       calls.push(`write ${new TextDecoder().decode(bytes)}`);
       return Promise.resolve(Math.min(bytes.length, limit));
     },
     close: () => calls.push("close"),
-    [Symbol.dispose]: () => calls.includes("close") || conn.close(),
+    [Symbol.dispose]: () => calls.includes("close") ? null : conn.close(),
   };
   return conn as unknown as Deno.TcpConn & { calls: string[] };
 }
@@ -119,7 +119,7 @@ Deno.test("serve() goes on after failures", noLeaks, async () => {
   const handler = (conn: Deno.TcpConn) => {
     if (conn === served) return server.exchange(conn);
     conn.close();
-    throw new Deno.errors.BadResource(); // Must not end serve().
+    throw new Deno.errors.BadResource(); // Not from accept().
   };
   const printed: string[] = [];
   const { error } = console;
@@ -144,7 +144,7 @@ Deno.test("deadline() times out, or clears its timer", noLeaks, async () => {
 });
 
 Deno.test("printable() encodes control characters", noLeaks, () => {
-  // ESC, CR, LF, DEL, CSI (ESC [), 2 line separators, 2 text directions.
+  // ESC, CR, LF, DEL, ESC [ in one, 2 line ends, 2 text directions.
   const text = "% \ufffdé漢🙂 \x1b\r\n\x7f\x9b\u2028\u2029\u061c\u2069";
   const encoded = "%1B%0D%0A%7F%C2%9B%E2%80%A8%E2%80%A9%D8%9C%E2%81%A9";
   for (const { printable } of [server, client]) {

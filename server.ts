@@ -2,7 +2,7 @@
 /**
  * The TCP server of chapter 03 of "Build Your Own Redis": it reads once from
  * each client, writes `world`, prints what the client said and closes. The
- * chapter's steps 1-4 are `Deno.listen` at the end, 5 `serve`, 6 `exchange`.
+ * chapter's step 6 is `exchange`, 5 is `serve`, 1 to 4 are `Deno.listen`.
  * @module
  */
 
@@ -76,7 +76,7 @@ export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   });
 }
 
-/** Percent-encodes control characters, which clear screens or reverse text. */
+/** Percent-encodes what breaks lines, clears the screen or reverses text. */
 export function printable(text: string): string {
   const unsafe = /[\p{Control}\p{Bidi_Control}\u2028\u2029]/gu;
   return text.replace(unsafe, encodeURIComponent);
@@ -91,7 +91,7 @@ function log(what: unknown, at?: { hostname: string; port: number }) {
   } catch { /* If stderr fails, only this line is lost. */ }
 }
 
-/** Prints a line on stdout. console.log() makes the server up to 20% slower. */
+/** Prints on stdout. The server would be up to 20% slower with console.log(). */
 function print(line: string) {
   try {
     Deno.stdout.writeSync(new TextEncoder().encode(`${printable(line)}\n`));
@@ -109,10 +109,10 @@ export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number }> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
-  const flags = args.filter((a) => a !== "--"); // e.g. deno task server -- -p 0
+  const flags = args.filter((a) => a !== "--"); // deno task X -- passes it on.
   if (flags.length === 0) return defaults;
-  // Deno downloads a literal name before the program starts, but a name in a
-  // variable only when this line runs, so only if there are flags.
+  // Deno downloads import("jsr:…") before the program starts, import(name) only
+  // when this line runs: so without flags, nothing is downloaded.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port } = parseArgs(flags, {
