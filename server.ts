@@ -91,7 +91,7 @@ function log(what: unknown, at?: { hostname: string; port: number }) {
   } catch { /* If stderr fails, only this line is lost. */ }
 }
 
-/** Prints on stdout. The server would be up to 20% slower with console.log(). */
+/** Prints on stdout. The server is up to 20% slower with console.log(). */
 function print(line: string) {
   try {
     Deno.stdout.writeSync(new TextEncoder().encode(`${printable(line)}\n`));
