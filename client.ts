@@ -43,7 +43,7 @@ export async function request(
   return await deadline(exchange(conn, message), ms);
 }
 
-/** Ends as `work` does, or fails after `ms`, but does not stop `work`. */
+/** Like `work`, but fails with `timed out` after `ms`. Does not stop `work`. */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error("timed out")), ms);
