@@ -23,7 +23,7 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 
 /**
  * Accepts connections, step 5, and calls the handler for each, many at once.
- * When a handler ends, prints its error, if any, and closes its connection.
+ * When a handler ends, prints any error on stderr and closes the connection.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
