@@ -7,15 +7,12 @@
  */
 
 /**
- * The client's side of one exchange: one write of the message, one read of up
- * to 64 bytes. Resolves to what the server said. The caller closes.
+ * The client's side of one exchange: one write of `text`, one read of up to
+ * 64 bytes. Resolves to what the server said. Does not close `conn`.
  * @throws {Error} If the server closes without a reply, or write or read fails.
  */
-export async function exchange(
-  conn: Deno.Conn,
-  message: string,
-): Promise<string> {
-  const bytes = new TextEncoder().encode(message);
+export async function exchange(conn: Deno.Conn, text: string): Promise<string> {
+  const bytes = new TextEncoder().encode(text);
   const written = await conn.write(bytes);
   if (written < bytes.length) throw new Error(`wrote only ${written} bytes`);
   const buffer = new Uint8Array(64);
@@ -25,8 +22,8 @@ export async function exchange(
 }
 
 /**
- * Connects, makes one `exchange` and closes. Fails with `timed out` if
- * connecting, or the exchange after it, takes more than `ms` milliseconds.
+ * Connects, makes one `exchange` and closes. Connecting and the exchange have
+ * `ms` milliseconds each; after that it fails with `Deno.errors.TimedOut`.
  */
 export async function request(
   address: { hostname: string; port: number },
@@ -35,23 +32,28 @@ export async function request(
 ): Promise<string> {
   const controller = new AbortController();
   const connecting = Deno.connect({ ...address, signal: controller.signal });
+  // `using` closes the connection when this function ends, also by an error.
   using conn = await deadline(connecting, ms).catch((error) => {
-    controller.abort(); // Otherwise connecting would go on.
+    controller.abort(); // Otherwise connecting would go on after `timed out`.
     throw error;
   });
   // Without await, `using` would close before the exchange ends.
   return await deadline(exchange(conn, message), ms);
 }
 
-/** Like `work`, but fails with `timed out` after `ms`. Does not stop `work`. */
+/**
+ * Ends as `work` does, or fails with `Deno.errors.TimedOut` after `ms`
+ * milliseconds. Does not cancel `work`: a read still takes the next bytes.
+ */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error("timed out")), ms);
+    const fail = () => reject(new Deno.errors.TimedOut("timed out"));
+    const timer = setTimeout(fail, ms);
     work.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }
 
-/** Percent-encodes what breaks lines, clears the screen or reverses text. */
+/** Percent-encodes what could clear a terminal, break lines or reverse text. */
 export function printable(text: string): string {
   const unsafe = /[\p{Control}\p{Bidi_Control}\u2028\u2029]/gu;
   return text.replace(unsafe, encodeURIComponent);
@@ -67,10 +69,10 @@ export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number; message: string }> {
   const defaults = { hostname: "127.0.0.1", port: 1234, message: "hello" };
-  const flags = args.filter((a) => a !== "--"); // deno task X -- passes it on.
+  // "deno task client -- -p 80" passes the -- on.
+  const flags = args.filter((a) => a !== "--");
   if (flags.length === 0) return defaults;
-  // Deno downloads import("jsr:…") before the program starts, import(name) only
-  // when this line runs: so without flags, nothing is downloaded.
+  // In a variable, since import("jsr:…") is loaded at the start, flags or not.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port, message } = parseArgs(flags, {
@@ -81,6 +83,7 @@ export async function parse(
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
+  // Deno.connect refuses what is not 1 to 65535.
   if (typeof port !== "number") throw new Error("--port takes a number");
   // An empty write sends nothing, and the server reads at most 64 bytes.
   const size = new TextEncoder().encode(message).length;

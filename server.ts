@@ -8,7 +8,7 @@
 
 /**
  * The server's side of one exchange, step 6: one read of up to 64 bytes, one
- * write of `world`. Resolves to what the client said. The caller closes.
+ * write of `world`. Resolves to what the client said. Does not close `conn`.
  * @throws {Error} If the client closes without sending, or read or write fails.
  */
 export async function exchange(conn: Deno.Conn): Promise<string> {
@@ -24,6 +24,7 @@ export async function exchange(conn: Deno.Conn): Promise<string> {
 /**
  * Accepts connections, step 5, and calls the handler for each, many at once.
  * When a handler ends, prints any error on stderr and closes the connection.
+ * A read or write that the handler does not await ends the program if it fails.
  * @returns Resolves when the listener is closed and every handler has ended.
  */
 export async function serve(
@@ -38,7 +39,7 @@ export async function serve(
     } catch (error) {
       log(error, conn.remoteAddr);
     }
-    conn[Symbol.dispose](); // Like close(), but no error if closed already.
+    conn[Symbol.dispose](); // Like close(), but no error if the handler closed.
   }
 
   let retryDelay = 1; // Milliseconds to wait after a failed accept.
@@ -66,17 +67,18 @@ export async function serve(
 }
 
 /**
- * Ends as `work` does, or fails with `timed out` after `ms` milliseconds.
- * Does not cancel `work`: a read goes on until its connection is closed.
+ * Ends as `work` does, or fails with `Deno.errors.TimedOut` after `ms`
+ * milliseconds. Does not cancel `work`: a read still takes the next bytes.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error("timed out")), ms);
+    const fail = () => reject(new Deno.errors.TimedOut("timed out"));
+    const timer = setTimeout(fail, ms);
     work.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }
 
-/** Percent-encodes what breaks lines, clears the screen or reverses text. */
+/** Percent-encodes what could clear a terminal, break lines or reverse text. */
 export function printable(text: string): string {
   const unsafe = /[\p{Control}\p{Bidi_Control}\u2028\u2029]/gu;
   return text.replace(unsafe, encodeURIComponent);
@@ -88,10 +90,10 @@ function log(what: unknown, at?: { hostname: string; port: number }) {
     const where = at ? `${at.hostname} port ${at.port}: ` : "";
     const text = what instanceof Error ? (what.message || what.name) : what;
     console.error(printable(`server: ${where}${String(text)}`));
-  } catch { /* If stderr fails, only this line is lost. */ }
+  } catch { /* If printing fails, only this line is lost. */ }
 }
 
-/** Prints on stdout. The server is up to 20% slower with console.log(). */
+/** Prints one line on stdout. The server is slower with console.log(). */
 function print(line: string) {
   try {
     Deno.stdout.writeSync(new TextEncoder().encode(`${printable(line)}\n`));
@@ -109,10 +111,10 @@ export async function parse(
   args: string[],
 ): Promise<{ hostname: string; port: number }> {
   const defaults = { hostname: "0.0.0.0", port: 1234 };
-  const flags = args.filter((a) => a !== "--"); // deno task X -- passes it on.
+  // "deno task server -- -p 80" passes the -- on.
+  const flags = args.filter((a) => a !== "--");
   if (flags.length === 0) return defaults;
-  // Deno downloads import("jsr:…") before the program starts, import(name) only
-  // when this line runs: so without flags, nothing is downloaded.
+  // In a variable, since import("jsr:…") is loaded at the start, flags or not.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port } = parseArgs(flags, {
@@ -123,6 +125,7 @@ export async function parse(
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
+  // Deno.listen refuses what is not 0 to 65535.
   if (typeof port !== "number") throw new Error("--port takes a number");
   return { hostname, port };
 }
@@ -140,7 +143,7 @@ if (import.meta.main) { // True if this file is run, false if it is imported.
       listener[Symbol.dispose](); // Like close(), but may be called twice.
       setTimeout(Deno.exit, 1000); // Running exchanges have one second.
     };
-    Deno.addSignalListener("SIGINT", stop);
+    Deno.addSignalListener("SIGINT", stop); // Ctrl-C. Windows has no SIGTERM.
     if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
     log(`listening on ${listener.addr.hostname} port ${listener.addr.port}`);
     await serve(listener, async (conn) => {
