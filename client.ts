@@ -32,7 +32,7 @@ export async function request(
 ): Promise<string> {
   const controller = new AbortController();
   const connecting = Deno.connect({ ...address, signal: controller.signal });
-  // `using` closes the connection when this function ends, also by an error.
+  // `using` closes the connection when this function ends, even if it fails.
   using conn = await deadline(connecting, ms).catch((error) => {
     controller.abort(); // Otherwise connecting would go on after `timed out`.
     throw error;
@@ -43,7 +43,7 @@ export async function request(
 
 /**
  * Ends as `work` does, or fails with `Deno.errors.TimedOut` after `ms`
- * milliseconds. Does not cancel `work`: a read still takes the next bytes.
+ * milliseconds. Does not cancel `work`: a read goes on, and takes what comes.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
@@ -72,7 +72,7 @@ export async function parse(
   // "deno task client -- -p 80" passes the -- on.
   const flags = args.filter((a) => a !== "--");
   if (flags.length === 0) return defaults;
-  // In a variable, since import("jsr:…") is loaded at the start, flags or not.
+  // In a variable: a literal import("jsr:…") is loaded even without flags.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port, message } = parseArgs(flags, {

@@ -52,7 +52,7 @@ export async function serve(
       handling.then(() => running.delete(handling));
     } catch (error) {
       if (error instanceof Deno.errors.BadResource) break; // Listener closed.
-      // The client left before accept(). Each system has its own error for it.
+      // A client reset before accept(). Each system has its own error for it.
       if (error instanceof Deno.errors.NotConnected) continue;
       if (error instanceof Deno.errors.ConnectionReset) continue;
       if (error instanceof Deno.errors.ConnectionAborted) continue;
@@ -68,7 +68,7 @@ export async function serve(
 
 /**
  * Ends as `work` does, or fails with `Deno.errors.TimedOut` after `ms`
- * milliseconds. Does not cancel `work`: a read still takes the next bytes.
+ * milliseconds. Does not cancel `work`: a read goes on, and takes what comes.
  */
 export function deadline<T>(work: Promise<T>, ms: number): Promise<T> {
   return new Promise((resolve, reject) => {
@@ -114,7 +114,7 @@ export async function parse(
   // "deno task server -- -p 80" passes the -- on.
   const flags = args.filter((a) => a !== "--");
   if (flags.length === 0) return defaults;
-  // In a variable, since import("jsr:…") is loaded at the start, flags or not.
+  // In a variable: a literal import("jsr:…") is loaded even without flags.
   const name = "jsr:@std/cli@^1.0.32/parse-args";
   const { parseArgs } = await deadline(import(name), 10_000);
   const { hostname, port } = parseArgs(flags, {
@@ -143,7 +143,7 @@ if (import.meta.main) { // True if this file is run, false if it is imported.
       listener[Symbol.dispose](); // Like close(), but may be called twice.
       setTimeout(Deno.exit, 1000); // Running exchanges have one second.
     };
-    Deno.addSignalListener("SIGINT", stop); // Ctrl-C. Windows has no SIGTERM.
+    Deno.addSignalListener("SIGINT", stop); // Ctrl-C. Windows sends no SIGTERM.
     if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
     log(`listening on ${listener.addr.hostname} port ${listener.addr.port}`);
     await serve(listener, async (conn) => {
