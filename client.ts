@@ -83,7 +83,7 @@ export async function parse(
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
-  // Deno.connect refuses what is not 1 to 65535.
+  // Deno.connect checks the range.
   if (typeof port !== "number") throw new Error("--port takes a number");
   // An empty write sends nothing, and the server reads at most 64 bytes.
   const size = new TextEncoder().encode(message).length;

@@ -125,7 +125,7 @@ export async function parse(
       throw new Error(`unknown argument "${arg}", see --help`);
     },
   });
-  // Deno.listen refuses what is not 0 to 65535.
+  // Deno.listen checks the range.
   if (typeof port !== "number") throw new Error("--port takes a number");
   return { hostname, port };
 }
